@@ -1,0 +1,1 @@
+"""``congrad consensus``: one direction that is good for every group. numpy only."""

@@ -1,0 +1,50 @@
+"""Group gradients and their Gramian, streamed from the store."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.store import GradientStore
+from congrad_cli.weights import Floats
+
+
+@dataclass(frozen=True)
+class GroupGradients:
+    """L groups: names, numbers of pairs [L], G [L, D] and its Gramian G G^T [L, L], float64."""
+
+    names: list[str]
+    pairs: NDArray[np.int64]
+    gradients: Floats
+    gramian: Floats
+
+
+def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
+    """G_l = sum over the group's pairs of ``terms[i]`` times the stored unit direction.
+
+    ``terms`` [N] is c_i times the scale of g_i. Blocks are summed in float32, their sums in
+    float64, in row order.
+    """
+    names = store.header.groups
+    total = np.zeros((len(names), store.header.dim))
+    pairs = np.zeros(len(names), np.int64)
+    begin = 0
+    for block in store.blocks():
+        end = begin + len(block.row)
+        # The largest term of a block is made 1: gradients may be as small as float32 goes.
+        scale = np.abs(terms[begin:end]).max() or 1.0
+        picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
+        picks[block.group, np.arange(end - begin)] = terms[begin:end] / scale
+        total += scale * (picks @ block.direction)
+        pairs += np.bincount(block.group, minlength=len(names))
+        begin = end
+    return GroupGradients(names, pairs, total, total @ total.T)
+
+
+def cosines(gramian: Floats) -> Floats:
+    """Cosine of every two groups, [L, L]; 0 where a group has no gradient."""
+    norm = np.sqrt(np.diagonal(gramian))
+    scale = np.outer(norm, norm)
+    result = np.zeros_like(gramian)
+    np.divide(gramian, scale, out=result, where=scale > 0)
+    return result

@@ -1,0 +1,206 @@
+"""The terminal: stdout is kept for data alone; messages, progress and tables go to stderr."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from congrad_cli.consensus.run import ConsensusSummary
+    from congrad_cli.demo import DemoResult
+    from congrad_cli.filter.run import FilterSummary
+
+MATRIX_GROUPS = 24
+HEARTBEAT_SECONDS = 30.0
+WARNINGS_SHOWN = 5
+
+
+def reserve_stdout() -> BinaryIO:
+    """Hand out the real stdout and point everything else that prints there at stderr.
+
+    Libraries, compiled code and child processes may print; none of it may reach a pipe that
+    carries data.
+    """
+    sys.stdout.flush()
+    data = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return data
+
+
+def say(kind: str, message: str, *hints: str) -> None:
+    """One message on stderr: ``congrad: KIND: message`` and indented hints."""
+    lines = [f"congrad: {kind}: {message}", *(f"  {hint}" for hint in hints)]
+    sys.stderr.write("\n".join(lines).encode("utf-8", "replace").decode("utf-8") + "\n")
+    sys.stderr.flush()
+
+
+def on_terminal() -> bool:
+    """Whether a person watches stderr."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class TerminalProgress:
+    """Shows a bar on a terminal, elsewhere a plain line every 30 seconds."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._warned = 0
+        self._total = self._done = self._new = 0
+        self._began = self._spoke = 0.0
+        self._what = ""
+
+    def step(self, what: str) -> None:
+        """Say that a slow step begins."""
+        if not self._quiet:
+            sys.stderr.write(f"congrad: {what} ...\n")
+            sys.stderr.flush()
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin to count."""
+        self._what, self._total, self._done, self._new = what, total, done, 0
+        self._began = self._spoke = time.monotonic()
+        if self._quiet or not on_terminal():
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        # rich's defaults would send what we print to stdout to the terminal instead of the pipe
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TextColumn("eta"), TimeRemainingColumn(),
+            console=Console(stderr=True), redirect_stdout=False, redirect_stderr=False,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done, rate="")
+        self._bar.start()
+
+    def advance(self, count: int) -> None:
+        """Count on."""
+        self._done, self._new = self._done + count, self._new + count
+        now = time.monotonic()
+        rate = self._new / max(now - self._began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=count, rate=f"{rate:.1f} pairs/s")
+        elif not self._quiet and now - self._spoke >= HEARTBEAT_SECONDS:
+            self._spoke = now
+            self._line(rate)
+
+    def _line(self, rate: float) -> None:
+        left = max(self._total - self._done, 0) / rate if rate else math.inf
+        sys.stderr.write(
+            f"{self._what} {self._done:,}/{self._total:,} ({self._done / self._total:.0%}) "
+            f"{rate:.1f} pairs/s eta {_clock(left)}\n"
+        )
+        sys.stderr.flush()
+
+    def finish(self) -> None:
+        """Stop counting and say how it went."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        hidden = self._warned - WARNINGS_SHOWN
+        if hidden > 0 and not self._quiet:
+            say("warning", f"{hidden:,} more warnings like these; the store's skipped/ has all")
+        seconds = time.monotonic() - self._began
+        if not self._quiet:
+            sys.stderr.write(
+                f"congrad: {self._what}: {self._done:,} of {self._total:,} pairs, "
+                f"{self._new / max(seconds, 1e-9):.1f} pairs/s, {_clock(seconds)}\n"
+            )
+
+    def warn(self, message: str) -> None:
+        """Show the first few warnings; all are counted."""
+        self._warned += 1
+        if self._warned <= WARNINGS_SHOWN:
+            say("warning", message)
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stderr: the first column to the left, numbers to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    person = on_terminal()
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if person else None,
+                 title_style="bold" if person else "")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    # off a terminal nobody can scroll sideways: lines are as wide as they need to be
+    Console(stderr=True, width=None if person else 400, highlight=False, markup=False).print(grid)
+
+
+
+def show_consensus(summary: "ConsensusSummary", method: str) -> None:
+    """Per group: pairs, norm, cosine to the consensus; then the conflicts between groups."""
+    order = range(len(summary.names))
+    table(
+        f"consensus ({method})",
+        ("group", "pairs", "norm", "cos to consensus", "coefficient"),
+        [
+            (summary.names[i], f"{summary.pairs[i]:,}", f"{summary.norm[i]:.3g}",
+             f"{summary.cosine[i]:+.3f}", f"{summary.coefficient[i]:.3f}")
+            for i in order
+        ],
+    )
+    if 1 < len(summary.names) <= MATRIX_GROUPS:
+        table(
+            "cosine between groups (negative: they conflict)",
+            ("", *summary.names),
+            [(summary.names[i], *(f"{summary.conflict[i, j]:+.2f}" for j in order)) for i in order],
+        )
+    conflicts = int((summary.conflict < 0).sum()) // 2
+    pairs = len(summary.names) * (len(summary.names) - 1) // 2
+    say("consensus", f"{conflicts} of {pairs} pairs of groups conflict; "
+        f"the least cosine to the consensus is {summary.cosine.min():+.3f}.")
+
+
+def show_filter(summary: "FilterSummary") -> None:
+    """Per group: pairs, kept, median score; then why pairs were dropped."""
+    table(
+        "filter",
+        ("group", "pairs", "kept", "share", "median score"),
+        [
+            (name, f"{pairs:,}", f"{kept:,}", f"{kept / pairs:.0%}" if pairs else "-",
+             f"{median:+.3f}")
+            for name, pairs, kept, median in zip(
+                summary.names, summary.pairs, summary.kept, summary.median, strict=True)
+        ],
+    )
+    dropped = sum(summary.reasons.values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.reasons.items()))
+    say("filter", f"kept {sum(summary.kept):,}, dropped {dropped:,}"
+        + (f" ({reasons})." if reasons else "."))
+
+
+def show_demo(result: "DemoResult") -> None:
+    """What the demo kept and dropped, and one pair of each."""
+    show_consensus(result.consensus, "pcgrad")
+    show_filter(result.filter)
+    for title, pair in (("kept", result.best), ("dropped", result.worst)):
+        say(f"most clearly {title}", f"{pair['group']}, score {pair['score']:+.3f}",
+            f"prompt:   {pair['prompt']}", f"chosen:   {pair['chosen']}",
+            f"rejected: {pair['rejected']}")
+    say("demo", f"{result.planted_dropped} of {result.planted} pairs with swapped answers were "
+        f"dropped, and {result.clean_dropped} of the {result.clean} others.",
+        f"congrad never saw which were swapped; AUROC of its scores: {result.auroc:.2f}")

@@ -1,0 +1,67 @@
+"""The consensus as it lies in the store: written by ``consensus``, read by ``filter``."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.errors import StoreError
+from congrad_cli.settings import FORMAT, ConsensusSettings
+from congrad_cli.store import GradientStore
+from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """A direction and what it was made of, float64: d [D], G [L, D], a [L] with d = G^T a."""
+
+    direction: NDArray[np.float64]
+    gradients: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+
+
+def write_consensus(
+    path: Path, settings: ConsensusSettings, consensus: Consensus, store: GradientStore
+) -> None:
+    """Write ``consensus/NAME.safetensors``, replacing an older one of that name."""
+    metadata = {
+        "format": FORMAT,
+        "fingerprint": store.header.fingerprint,
+        "settings": asdict(settings),
+        "rows": _rows_digest(store),
+    }
+    data = pack_arrays(vars(consensus), metadata)
+    replace_file(path / "consensus" / f"{settings.name}.safetensors", data)
+
+
+def read_consensus(
+    path: Path, name: str, store: GradientStore
+) -> tuple[Consensus, ConsensusSettings]:
+    """Read a consensus back; it must have seen exactly the store's rows."""
+    file = path / "consensus" / f"{name}.safetensors"
+    if not file.is_file():
+        raise StoreError(
+            f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"
+        )
+    arrays, metadata = map_arrays(file)
+    shapes = {"direction": (store.header.dim,),
+              "gradients": (len(store.header.groups), store.header.dim),
+              "coefficients": (len(store.header.groups),)}
+    for tensor, shape in shapes.items():
+        if tensor not in arrays or arrays[tensor].shape != shape:
+            raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")
+    if metadata.get("rows") != _rows_digest(store):
+        raise StoreError(
+            f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
+        )
+    try:
+        settings = ConsensusSettings(**metadata["settings"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{file}: unknown settings ({error}).") from error
+    return Consensus(**{tensor: np.array(arrays[tensor]) for tensor in shapes}), settings
+
+
+def _rows_digest(store: GradientStore) -> str:
+    return hashlib.sha256(store.row.tobytes() + store.column("digest").tobytes()).hexdigest()

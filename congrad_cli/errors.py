@@ -1,0 +1,54 @@
+"""The errors a user can cause, each kind with its exit code (the README lists them)."""
+
+from typing import ClassVar
+
+
+class CongradError(Exception):
+    """An error of the user's world: what happened, and hints on what to do about it.
+
+    ``message`` says where and what, in one line without a final full stop being required.
+    Each of ``hints`` becomes one indented line below it: what was seen, or the cure.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints
+
+
+class UsageError(CongradError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class InputError(CongradError):
+    """A data file holds something that is no preference pair."""
+
+    exit_code = 3
+
+
+class StoreError(CongradError):
+    """A store is missing, incomplete, damaged, or made with other settings."""
+
+    exit_code = 4
+
+
+class NumericsError(CongradError):
+    """A number that must be finite is not, or a direction does not exist."""
+
+    exit_code = 5
+
+
+class ResourceError(CongradError):
+    """Disk or memory ran out."""
+
+    exit_code = 7
+
+
+class ModelError(CongradError):
+    """The model or its tokenizer cannot be had, or lacks what the data needs."""
+
+    exit_code = 8

@@ -1,0 +1,1 @@
+"""``congrad filter``: the pairs that agree with the consensus. numpy only."""

@@ -1,0 +1,92 @@
+"""Every option of every command, as frozen dataclasses.
+
+A field marked with :func:`changes_numbers` is part of a store's fingerprint: two stores are
+comparable only where all such fields are equal. Fields without the mark (devices, paths, batch
+budgets) may change between runs of the same store.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Version of the store's layout."""
+
+WINDOW = 1024
+"""Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
+
+
+def changes_numbers(default: Any) -> Any:
+    """A field whose value changes the sketches themselves."""
+    return field(default=default, metadata={"changes_numbers": True})
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSettings:
+    """Where a record keeps its parts. ``language`` is used for every record when given."""
+
+    prompt_field: str = "prompt"
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    language_field: str | None = None  # None: "language", else "lang"
+    id_field: str = "id"
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SketchSettings:
+    """Options of ``congrad sketch``."""
+
+    model: str
+    revision: str | None = None
+    chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
+    max_length: int = changes_numbers(1024)
+    dim: int = changes_numbers(8192)
+    width: int = changes_numbers(32)
+    leading: int = changes_numbers(8)
+    seed: int = changes_numbers(0)
+    dtype: str = "auto"
+    share_prompt: bool = True
+    device: str = "auto"
+    batch_tokens: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsensusSettings:
+    """Options of ``congrad consensus``; ``filter`` reads them back from the consensus file."""
+
+    method: str = "pcgrad"
+    orders: int = 32
+    seed: int = 0
+    average: str = "mean"
+    ema_decay: float = 0.9
+    ema_batch: int = 8
+    pair_norm: str = "raw"
+    beta: float = 0.1
+    name: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSettings:
+    """Options of ``congrad filter``: one rule, for all pairs or inside each group."""
+
+    min_score: float | None = None
+    keep_ratio: float | None = None
+    keep: int | None = None
+    per_group: bool = False
+    leave_one_out: bool = True
+    consensus: str = "default"
+    data: tuple[Path, ...] = ()
+    output: Path | None = None
+    dropped: Path | None = None
+    scores: Path | None = None
+
+
+def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:
+    """The fields of ``settings`` that change the sketches, by name."""
+    return {
+        item.name: getattr(settings, item.name)
+        for item in fields(settings)
+        if item.metadata.get("changes_numbers")
+    }

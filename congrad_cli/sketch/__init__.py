@@ -1,0 +1,1 @@
+"""``congrad sketch``: the gradient of every pair, compressed into the store. Needs torch."""

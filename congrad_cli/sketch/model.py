@@ -1,0 +1,242 @@
+"""Load a causal language model and its tokenizer; name the layers that are sketched."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.settings import SketchSettings
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+"""``--chat-template plain``: "User: ...", a blank line, "Assistant: ..." and the end token."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from: what ``from_pretrained`` takes, and what the user wrote."""
+
+    name: str
+    location: str
+    gguf_file: str | None
+    revision: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every ``from_pretrained``. Repository code is never run."""
+        arguments: dict[str, Any] = {"trust_remote_code": False}
+        if self.gguf_file:
+            arguments["gguf_file"] = self.gguf_file
+        if self.revision:
+            arguments["revision"] = self.revision
+        return arguments
+
+
+def find_model(settings: SketchSettings) -> ModelSource:
+    """A folder, a ``.gguf`` file, or else a name on the hub."""
+    path = Path(settings.model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{settings.model}: no such file.", "pass a .gguf file that exists")
+        return ModelSource(settings.model, str(path.parent), path.name, None)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{settings.model}: a folder without config.json.",
+            "pass the folder that save_pretrained wrote, or a .gguf file",
+        )
+    name = settings.model
+    looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if looks_local and not path.exists():
+        raise ModelError(f"{settings.model}: no such folder.", "check the path")
+    return ModelSource(settings.model, settings.model, None, settings.revision)
+
+
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    """Turn the many ways in which a model cannot be had into one error with the cure."""
+    try:
+        yield
+    except ImportError as error:
+        raise ModelError(
+            f"{source.name} needs a package that is not installed: {error}".splitlines()[0],
+            "for .gguf files: pip install 'congrad-cli[gguf]'",
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cause(source, error) from error
+
+
+def _cause(source: ModelSource, error: BaseException) -> ModelError:
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    local = "or pass a local folder: --model /path/to/model"
+    page = f"https://huggingface.co/{source.name}"
+    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "gated repo" in str(error):
+        return ModelError(
+            f"{source.name} is gated: its licence must be accepted first.",
+            f"accept it at {page}, then set HF_TOKEN to a token of that account",
+            local,
+        )
+    if any(isinstance(link, hub.RepositoryNotFoundError) for link in chain):
+        return ModelError(
+            f"{source.name} is not on the hub, or is private.",
+            f"check the name at {page}; for a private one set HF_TOKEN",
+            local,
+        )
+    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
+    if any(isinstance(link, offline) for link in chain) and not Path(source.location).is_dir():
+        return ModelError(
+            f"{source.name} is not in the local cache and the hub cannot be reached.",
+            f"download it once where there is a network: hf download {source.name}",
+            f"unset HF_HUB_OFFLINE if it is set, {local}",
+        )
+    return ModelError(
+        f"{source.name} cannot be loaded: {str(error).strip().splitlines()[0][:200]}",
+        "it must be a causal language model with safetensors weights and no code of its own",
+        local,
+    )
+
+
+def load_tokenizer(source: ModelSource, chat_template: str | None) -> Any:
+    """The model's tokenizer, with ``chat_template`` (a file or "plain") in place of its own."""
+    with _explained(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
+    if chat_template == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    elif chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--chat-template {chat_template}: cannot be read: {error}") from error
+    return tokenizer
+
+
+def require_template(tokenizer: Any, source: ModelSource, place: str) -> None:
+    """Raise unless the tokenizer can render the conversation that stands at ``place``."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{source.name} has no chat template, and {place} is conversational.",
+            "pass --chat-template FILE (Jinja, as the model was trained), or --chat-template plain",
+        )
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise ModelError(f"the chat template cannot be rendered: {error}.") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA where there is some, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_dtype(source: ModelSource, name: str, device: torch.device) -> torch.dtype:
+    """``auto``: the checkpoint's on CUDA, float32 on the CPU."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    with _explained(source):
+        config = AutoConfig.from_pretrained(source.location, **source.arguments())
+    dtype = config.get_text_config().dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in evaluation mode, weights frozen. Only safetensors and GGUF are read."""
+    arguments = source.arguments()
+    if source.gguf_file:
+        from transformers import GgufConfig
+
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        arguments["use_safetensors"] = True
+    transformers_logging.disable_progress_bar()
+    with _explained(source):
+        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **arguments)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer inside the model's blocks, by its full name.
+
+    A block is a member of an ``nn.ModuleList``; embeddings and head are outside.
+    """
+    lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    head = model.get_output_embeddings()
+    layers = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear | Conv1D)
+        and part is not head
+        and any(name.startswith(f"{block}.") for block in lists)
+    }
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no linear layer inside its blocks.")
+    return layers
+
+
+def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
+    """Digests that tell one model from another; names and paths are not among them.
+
+    Weights of a hub model: its commit. Of a folder or file: config, and of every weight file its
+    size and its first and last MiB (a full hash of 16 GB takes longer than most runs' start).
+    """
+    digest = hashlib.sha256()
+    path = Path(source.location)
+    if path.is_dir():
+        names = [source.gguf_file] if source.gguf_file else ["config.json", *sorted(
+            file.name for file in path.glob("*.safetensors"))]
+        for name in names:
+            digest.update(name.encode() if name != source.gguf_file else b"gguf")
+            digest.update(_ends(path / name))
+    else:
+        with _explained(source):
+            config = AutoConfig.from_pretrained(source.location, **source.arguments())
+        digest.update(str(getattr(config, "_commit_hash", source.location)).encode())
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    template = json.dumps([tokenizer.chat_template, tokenizer.eos_token])
+    return {
+        "weights": digest.hexdigest()[:16],
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16],
+    }
+
+
+def _ends(path: Path, size: int = 1 << 20) -> bytes:
+    digest = hashlib.sha256()
+    length = path.stat().st_size
+    digest.update(str(length).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(size))
+        file.seek(max(0, length - size))
+        digest.update(file.read(size))
+    return digest.digest()

@@ -1,0 +1,208 @@
+"""Record -> TokenizedPair -> PairBatch: tokens exactly as TRL's DPOTrainer makes them.
+
+Source: TRL 1.16, ``DPOTrainer._prepare_dataset`` and ``DataCollatorForPreference``. Prompt,
+prompt + chosen and prompt + rejected are tokenised apart; the answer starts where the first and
+either of the others part ways; plain texts get the end-of-sequence token unless they end with it;
+each sequence is cut at ``max_length`` from its end.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from congrad_cli.records import Messages, Record, Text
+from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """The token ids of one pair, already cut to ``max_length``."""
+
+    record: Record
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the shared row."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A pair that gets no sketch, and why."""
+
+    record: Record
+    code: str
+    message: str
+
+
+def tokenize(record: Record, tokenizer: Any, max_length: int) -> TokenizedPair | Skip:
+    """Tokenise one pair, or say why it cannot be sketched."""
+    if record.conversational:
+        ids, with_chosen, with_rejected = _tokenize_messages(record, tokenizer)
+    else:
+        ids, with_chosen, with_rejected = _tokenize_texts(record, tokenizer)
+    length = min(common_prefix(ids, with_chosen), common_prefix(ids, with_rejected))
+    if length >= max_length:
+        return Skip(
+            record,
+            "no-room",
+            f"the prompt alone has {length:,} tokens, so no answer fits in {max_length:,}",
+        )
+    chosen, rejected = with_chosen[length:max_length], with_rejected[length:max_length]
+    if chosen == rejected:
+        return Skip(
+            record, "same-tokens", f"the answers do not differ within {max_length:,} tokens"
+        )
+    return TokenizedPair(record, ids[:length], chosen, rejected)
+
+
+def _tokenize_texts(record: Record, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    end: str = tokenizer.eos_token or ""
+
+    def ids(text: Text) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    def closed(text: Text) -> str:
+        assert isinstance(text, str)
+        return text if text.endswith(end) else text + end
+
+    assert isinstance(record.prompt, str)
+    return (
+        ids(record.prompt),
+        ids(record.prompt + closed(record.chosen)),
+        ids(record.prompt + closed(record.rejected)),
+    )
+
+
+def _tokenize_messages(record: Record, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    def ids(messages: Messages, **arguments: Any) -> list[int]:
+        encoded = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, **arguments
+        )
+        return list(encoded["input_ids"])
+
+    prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
+    assert isinstance(prompt, list) and isinstance(chosen, list) and isinstance(rejected, list)
+    return ids(prompt, add_generation_prompt=True), ids(prompt + chosen), ids(prompt + rejected)
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """B rows of T tokens for n pairs, and the S response tokens whose log-probability counts.
+
+    With a shared prompt a pair is one row (B = n); separate sequences take two rows a pair,
+    chosen before rejected (B = 2n).
+    """
+
+    input_ids: Tensor  # [B, T]
+    positions: Tensor  # [B, T]
+    segments: Tensor  # [B, T]
+    predictors: Tensor  # [S] flat places (row * T + column) whose state predicts a response token
+    targets: Tensor  # [S] the token predicted
+    sides: Tensor  # [S] 2 * pair + (0 chosen, 1 rejected)
+    pairs: Sequence[TokenizedPair]
+    shared: bool
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same batch on another device."""
+        tensors = (self.input_ids, self.positions, self.segments, self.predictors, self.targets,
+                   self.sides)
+        ids, positions, segments, predictors, targets, sides = (
+            tensor.to(device, non_blocking=True) for tensor in tensors
+        )
+        return PairBatch(
+            ids, positions, segments, predictors, targets, sides, self.pairs, self.shared
+        )
+
+
+def batch_pairs(
+    pairs: Sequence[TokenizedPair], pad_id: int, shared: bool, padding: int = 0
+) -> PairBatch:
+    """Lay pairs out as rows, padded on the right to the longest and ``padding`` tokens more."""
+    rows: list[tuple[list[int], list[int], list[int]]] = []
+    predictors: list[tuple[int, int]] = []
+    targets: list[int] = []
+    sides: list[int] = []
+
+    def score(side: int, answer: list[int], start: int, before: int) -> None:
+        """Token j of the answer stands at start + j; ``before`` is the last prompt token."""
+        for offset, target in enumerate(answer):
+            place = before if offset == 0 else start + offset - 1
+            if place >= 0:  # a first token with nothing before it has no probability
+                predictors.append((len(rows) - 1, place))
+                targets.append(target)
+                sides.append(side)
+
+    for index, pair in enumerate(pairs):
+        prompt, answers = len(pair.prompt), (pair.chosen, pair.rejected)
+        if shared:
+            rows.append(_row(pair.prompt, (pair.chosen, CHOSEN), (pair.rejected, REJECTED)))
+            score(2 * index, pair.chosen, prompt, prompt - 1)
+            score(2 * index + 1, pair.rejected, prompt + len(pair.chosen), prompt - 1)
+            continue
+        for side, answer in enumerate(answers):
+            rows.append(_row(pair.prompt, (answer, CHOSEN)))
+            score(2 * index + side, answer, prompt, prompt - 1)
+    width = max(len(ids) for ids, _, _ in rows) + padding
+    return PairBatch(
+        input_ids=_pad([ids for ids, _, _ in rows], width, pad_id),
+        positions=_pad([positions for _, positions, _ in rows], width, 0),
+        segments=_pad([segments for _, _, segments in rows], width, PADDING),
+        predictors=torch.tensor([row * width + place for row, place in predictors]),
+        targets=torch.tensor(targets),
+        sides=torch.tensor(sides),
+        pairs=pairs,
+        shared=shared,
+    )
+
+
+def _row(
+    prompt: list[int], *answers: tuple[list[int], int]
+) -> tuple[list[int], list[int], list[int]]:
+    """Ids, positions and segments of one row; every answer continues the prompt's positions."""
+    ids, positions, segments = list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt)
+    for answer, segment in answers:
+        ids += answer
+        positions += range(len(prompt), len(prompt) + len(answer))
+        segments += [segment] * len(answer)
+    return ids, positions, segments
+
+
+def _pad(rows: list[list[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def cut_batches(
+    pairs: Sequence[TokenizedPair], budget: int, shared: bool
+) -> Iterator[list[TokenizedPair]]:
+    """Cut one window's pairs into batches of at most ``budget`` padded tokens (or one pair).
+
+    Longest first, so that memory peaks at the start and rows of like length meet.
+    """
+    def size(pair: TokenizedPair) -> int:
+        if shared:
+            return pair.length
+        return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+
+    batch: list[TokenizedPair] = []
+    for pair in sorted(pairs, key=lambda pair: (-size(pair), pair.record.row)):
+        if batch and size(batch[0]) * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(pair)
+    if batch:
+        yield batch

@@ -1,0 +1,340 @@
+"""The gradient store: a directory of immutable shard files, each one commit.
+
+::
+
+    pairs.congrad/
+      store.json                      written once: what was sketched, and how
+      shards/r000-00000.safetensors   rank - sequence number
+      projection.safetensors          the layers' leading input directions
+      skipped/r000.jsonl              pairs without a sketch: row, line, code, message
+      source/stdin.jsonl              only where the data came from a pipe
+      consensus/NAME.safetensors      what ``congrad consensus`` found
+
+A shard becomes visible whole or not at all: its bytes are built in memory, written to an
+exclusive temporary file, fsynced, linked to the final name, and the directory is fsynced.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.errors import StoreError
+from congrad_cli.settings import FORMAT
+from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
+
+SHARD_ROWS = 8192
+SHARD_SECONDS = 60.0
+
+
+
+def shard_columns(dim: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Each tensor of a shard: its type, and its shape behind the leading n rows.
+
+    ``direction`` is the sketch divided by its norm, ``norm`` the norm of the unnormalised sketch,
+    ``logp`` the log-probabilities of chosen and rejected summed over the response, ``tokens`` the
+    lengths of prompt, chosen and rejected after truncation, ``group`` an index into
+    ``store.json``'s list.
+    """
+    return {
+        "row": (np.int64, ()),
+        "direction": (np.float16, (dim,)),
+        "norm": (np.float32, ()),
+        "logp": (np.float32, (2,)),
+        "tokens": (np.int32, (3,)),
+        "group": (np.int32, ()),
+        "digest": (np.uint8, (16,)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data file of the store: the name to show, where it lies, how many records it holds."""
+
+    name: str
+    path: str
+    records: int
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """``store.json``: what was sketched and how. Written before the first shard, never changed."""
+
+    model: str  # as the user named it; the fingerprint decides
+    dim: int
+    width: int
+    rows: int
+    groups: list[str]
+    sources: list[Source]
+    record_settings: dict[str, Any]
+    fingerprint: dict[str, Any]  # data, model, settings: kept apart to name the culprit
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        """The file's bytes: sorted keys, so that equal headers are equal files."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+    @staticmethod
+    def from_json(data: bytes, place: Path) -> "StoreHeader":
+        """Read the file back, or raise :class:`StoreError`."""
+        try:
+            fields = json.loads(data)
+            if fields.get("format") != FORMAT:
+                raise StoreError(
+                    f"{place}: store format {fields.get('format')}, this congrad reads {FORMAT}."
+                )
+            fields["sources"] = [Source(**source) for source in fields["sources"]]
+            header = StoreHeader(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StoreError(f"{place}: not a store header ({error}).") from error
+        if not 0 < header.dim <= 1 << 24 or header.rows < 0:
+            raise StoreError(f"{place}: impossible sizes (dim {header.dim}, rows {header.rows}).")
+        return header
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of the store, in row order: n rows, D numbers each."""
+
+    row: NDArray[np.int64]  # [n]
+    direction: NDArray[np.float32]  # [n, D]
+    norm: NDArray[np.float32]  # [n]
+    group: NDArray[np.int32]  # [n]
+
+
+class GradientStore:
+    """Reads a store: memory maps only, so memory does not grow with the number of pairs."""
+
+    def __init__(self, path: Path, header: StoreHeader, shards: list[Arrays]) -> None:
+        self.path, self.header, self._shards = path, header, shards
+        rows = [shard["row"] for shard in shards]
+        self.row = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        self._order = np.argsort(self.row, kind="stable")
+        self._shard_of = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
+        self._offset = np.arange(len(self.row)) - starts[self._shard_of]
+        self.row = self.row[self._order]
+
+    @staticmethod
+    def open(path: Path) -> "GradientStore":
+        """Open a store and check that its shards are what its header says."""
+        header = read_header(path)
+        shards = [_open_shard(file, header) for file in shard_files(path)]
+        store = GradientStore(path, header, shards)
+        if len(store.row) and (
+            store.row[0] < 0 or store.row[-1] >= header.rows or (np.diff(store.row) == 0).any()
+        ):
+            raise StoreError(f"{path}: rows out of range or stored twice.")
+        return store
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column of all rows, in row order."""
+        if not self._shards:
+            kind, tail = shard_columns(self.header.dim)[name]
+            return np.zeros((0, *tail), kind)
+        return np.concatenate([shard[name] for shard in self._shards])[self._order]
+
+    def blocks(self, rows: int = 1024) -> Iterator[Block]:
+        """The store's rows in row order, ``rows`` at a time."""
+        for begin in range(0, len(self), rows):
+            index = self._order[begin : begin + rows]
+            yield Block(
+                row=self.row[begin : begin + rows],
+                direction=self._gather("direction", index).astype(np.float32),
+                norm=self._gather("norm", index),
+                group=self._gather("group", index),
+            )
+
+    def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
+        first = self._shards[0][name]
+        result = np.empty((len(index), *first.shape[1:]), first.dtype)
+        shard_of = self._shard_of[index]
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            result[here] = self._shards[shard][name][self._offset[index[here]]]
+        return result
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The pairs without a sketch: ``row``, ``line``, ``code``, ``message``."""
+        entries: dict[int, dict[str, Any]] = {}
+        for file in sorted((self.path / "skipped").glob("*.jsonl")):
+            for line in file.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):  # a killed run may leave half a line
+                    entry = json.loads(line)
+                    entries[entry["row"]] = entry
+        return [entries[row] for row in sorted(entries)]
+
+    def require_complete(self) -> None:
+        """Raise :class:`StoreError` while rows are missing."""
+        done = len(self) + len(self.skipped())
+        if done < self.header.rows:
+            raise StoreError(
+                f"{self.path} is incomplete: {done:,} of {self.header.rows:,} pairs.",
+                "run the same sketch command again; it continues where it stopped",
+            )
+
+
+def read_header(path: Path) -> StoreHeader:
+    """``store.json`` of the store at ``path``."""
+    file = path / "store.json"
+    try:
+        return StoreHeader.from_json(file.read_bytes(), file)
+    except OSError as error:
+        raise StoreError(
+            f"{path} is not a store: no store.json in it.",
+            "make one: congrad sketch DATA --model MODEL --store DIR",
+        ) from error
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The committed shard files of the store, in the order of their names."""
+    return sorted((path / "shards").glob("r*.safetensors"))
+
+
+def _open_shard(path: Path, header: StoreHeader) -> Arrays:
+    arrays, metadata = map_arrays(path)
+    if metadata.get("fingerprint") != header.fingerprint:
+        raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
+    columns = shard_columns(header.dim)
+    count = len(arrays["row"]) if "row" in arrays else -1
+    for name, (kind, tail) in columns.items():
+        if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
+            raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")
+    groups = arrays["group"]
+    if count and (groups.min() < 0 or groups.max() >= len(header.groups)):
+        raise StoreError(f"{path}: group numbers out of range.")
+    return arrays
+
+
+class ShardWriter:
+    """Collects sketched rows and commits them as shards; also keeps the list of skipped pairs."""
+
+    def __init__(self, path: Path, header: StoreHeader, rank: int = 0) -> None:
+        self.path, self.header, self._rank = path, header, rank
+        self._parts: list[Arrays] = []
+        self._count = 0
+        self._skipped: list[dict[str, Any]] = []
+        prefix = f"r{rank:03d}-"
+        numbers = [int(file.stem[5:]) for file in shard_files(path) if file.name.startswith(prefix)]
+        self._sequence = max(numbers, default=-1) + 1
+        for leftover in (path / "shards").glob(f".{prefix}*.tmp"):
+            leftover.unlink()  # of a run that was killed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, arrays: Arrays) -> None:
+        """Add sketched rows; they are durable after the next :meth:`commit`."""
+        self._parts.append(arrays)
+        self._count += len(arrays["row"])
+
+    def skip(self, row: int, source: str, line: int, code: str, message: str) -> None:
+        """Note a pair that gets no sketch."""
+        self._skipped.append(
+            {"row": row, "source": source, "line": line, "code": code, "message": message}
+        )
+
+    def commit(self) -> None:
+        """Write what was collected as one shard."""
+        if self._skipped:
+            self._append_skipped()
+        if not self._count:
+            return
+        arrays = {
+            name: np.concatenate([part[name] for part in self._parts])
+            for name in shard_columns(self.header.dim)
+        }
+        metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
+        name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
+        commit_file(self.path / "shards" / name, pack_arrays(arrays, metadata))
+        self._parts, self._count = [], 0
+        self._sequence += 1
+
+    def _append_skipped(self) -> None:
+        with (self.path / "skipped" / f"r{self._rank:03d}.jsonl").open("ab") as file:
+            file.write(b"\n" if file.tell() else b"")  # closes the half line of a killed run
+            for entry in self._skipped:
+                file.write(json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._skipped = []
+
+
+def create_store(path: Path, header: StoreHeader) -> None:
+    """Make the directories and ``store.json``; an existing store must be the same one."""
+    for name in ("shards", "skipped", "consensus"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        commit_file(path / "store.json", header.to_json())
+    check_same(path, read_header(path), header)
+
+
+def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
+    """Raise :class:`StoreError` naming which part of the fingerprint differs."""
+    for part, what in (("model", "another model"), ("settings", "other settings"),
+                       ("data", "other data")):
+        before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
+        if before != now:
+            raise StoreError(
+                f"{path} was made with {what}.",
+                f"store: {_difference(before, now)}",
+                f"now:   {_difference(now, before)}",
+                "pass --store OTHER, or --overwrite to replace it",
+            )
+
+
+def _difference(value: Any, other: Any) -> str:
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if other.get(k) != v) or "-"
+    return str(value)
+
+
+_PARTS = ("shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl", "source/*",
+          "projection.safetensors", "consensus/*.safetensors")
+
+
+def prepare_directory(path: Path, overwrite: bool) -> None:
+    """Check that a store may live at ``path``; with ``overwrite``, remove the one that does.
+
+    Only files that a store is made of are ever removed.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
+    if not path.exists():
+        return
+    is_store = (path / "store.json").exists()
+    if not is_store and any(item.name != "source" for item in path.iterdir()):
+        raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
+    if overwrite and is_store:
+        (path / "store.json").unlink()  # first: without it nothing left here is a store
+        for pattern in _PARTS:
+            for file in path.glob(pattern):
+                file.unlink()
+
+
+def spool(path: Path, stream: BinaryIO) -> Path:
+    """Keep piped data in the store, so that ``filter`` can give its lines back."""
+    folder = path / "source"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "stdin.jsonl"
+    temporary = folder / f".stdin.{os.getpid()}.tmp"
+    try:
+        with temporary.open("xb") as target:
+            shutil.copyfileobj(stream, target)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file

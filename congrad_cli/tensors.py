@@ -1,0 +1,104 @@
+"""Tensors in files: deterministic safetensors bytes, durable commits, checked memory maps."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.errors import StoreError
+
+Arrays = dict[str, NDArray[Any]]
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
+    "U8": np.uint8,
+}  # fmt: skip
+_MAX_HEADER = 1 << 24
+
+
+def commit_file(path: Path, data: bytes) -> None:
+    """Make ``data`` appear at ``path`` whole, durable and with the umask's mode, or not at all.
+
+    Raises :class:`FileExistsError` where ``path`` exists already.
+    """
+    with _written(path, data) as temporary:
+        os.link(temporary, path)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """As :func:`commit_file`, but an older file at ``path`` gives way."""
+    with _written(path, data) as temporary:
+        temporary.replace(path)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A durable temporary file beside ``path``; its new name is made durable at the end."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def pack_arrays(arrays: Arrays, metadata: Mapping[str, Any]) -> bytes:
+    """safetensors bytes of ``arrays``, the same bytes for the same content.
+
+    safetensors writes several metadata keys in random order; one key of sorted JSON is stable.
+    The metadata also receives a SHA-256 per tensor.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    digests = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
+    content = json.dumps({**metadata, "sha256": digests}, sort_keys=True)
+    return save(arrays, metadata={"congrad": content})
+
+
+def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Memory-map every tensor of a safetensors file; returns (arrays, our metadata).
+
+    Raises :class:`StoreError` on a damaged or foreign file. Nothing is allocated from a size
+    that the file only claims: every extent is checked against the file's length first.
+    """
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if length < 8 or size > min(_MAX_HEADER, length - 8):
+                raise StoreError(f"{path}: header of {size} bytes in a file of {length}.")
+            header = json.loads(file.read(size))
+        metadata = json.loads(header.pop("__metadata__")["congrad"])
+        arrays = {
+            name: _map_tensor(path, entry, 8 + size, length) for name, entry in header.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged or not of a store ({error}).") from error
+    return arrays, metadata
+
+
+def _map_tensor(path: Path, entry: dict[str, Any], base: int, length: int) -> NDArray[Any]:
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    shape = tuple(int(extent) for extent in entry["shape"])
+    begin, end = entry["data_offsets"]
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if not 0 <= begin <= end <= length - base or count * dtype.itemsize != end - begin:
+        raise ValueError(f"a tensor of shape {shape} at {begin}..{end}")
+    if count == 0:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", offset=base + begin, shape=shape)

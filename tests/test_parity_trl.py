@@ -1,0 +1,155 @@
+"""The sketch of a pair against the gradient that installed TRL's DPOTrainer computes for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+from zoo import ARCHITECTURES, build, zoo
+
+from congrad_cli.records import parse_record
+from congrad_cli.settings import RecordSettings
+from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.exact import exact_gradient
+from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.model import block_linears
+from congrad_cli.sketch.pairs import Skip, TokenizedPair, batch_pairs, tokenize
+from congrad_cli.sketch.projection import Projection
+
+BETA = 0.1
+MAX_LENGTH = 48
+PLAIN = [
+    {"prompt": "The sky is", "chosen": " blue today.", "rejected": " a very old kind of cheese."},
+    {"prompt": "Der Hund", "chosen": " bellt laut im Garten.", "rejected": " Hund Hund"},
+    {"prompt": "猫は", "chosen": "窓のそばで寝ています。", "rejected": "。いまて寝"},
+    # longer than MAX_LENGTH: both answers are cut
+    {"prompt": "Count:", "chosen": " one two three four" * 9, "rejected": " four three" * 20},
+]
+
+
+def conversational(row: dict[str, str]) -> dict[str, Any]:
+    """The same pair as message lists."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": roles[name], "content": text.strip()}] for name, text in row.items()}
+
+
+def trainer_for(folder: Path, rows: list[dict[str, Any]], out: Path) -> DPOTrainer:
+    """A DPOTrainer at the start of training: the policy is its own reference."""
+    args = DPOConfig(
+        output_dir=str(out), beta=BETA, max_length=MAX_LENGTH, bf16=False, fp16=False, use_cpu=True,
+        gradient_checkpointing=False, report_to="none", per_device_train_batch_size=1,
+        disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return DPOTrainer(
+        model=str(folder), args=args, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def trl_gradient(
+    trainer: DPOTrainer, row: int, layers: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """u_i and both log-probs from TRL: its gradient is -(beta / 2) u_i where Delta = 0."""
+    trainer.model.train()  # TRL files its metrics by mode; dropout is switched off either way
+    trainer.model.zero_grad()
+    batch = trainer.data_collator([trainer.train_dataset[row]])
+    trainer.compute_loss(trainer.model, batch).backward()
+    gradients = {name: layers[name].weight.grad * (-2 / BETA) for name in layers}
+    metrics = trainer._metrics["train"]
+    return gradients, torch.tensor([metrics["logps/chosen"][-1], metrics["logps/rejected"][-1]])
+
+
+def tokenized(rows: list[dict[str, Any]], tokenizer: Any) -> list[TokenizedPair]:
+    """The same rows through congrad's own reader and tokenisation."""
+    pairs = []
+    for index, row in enumerate(rows):
+        raw = json.dumps(row | {"language": "x"}).encode()
+        pair = tokenize(parse_record(raw, index, "f", 1, RecordSettings()), tokenizer, MAX_LENGTH)
+        assert isinstance(pair, TokenizedPair)
+        pairs.append(pair)
+    return pairs
+
+
+@pytest.mark.parametrize("style", ["plain", "conversational"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradient_sketch_and_log_probs_equal_trls(
+    name: str, style: str, tmp_path: Path, sample_data: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sample_data / "tiny-model")
+    model = build(zoo(len(tokenizer))[name])
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = PLAIN if style == "plain" else [conversational(row) for row in PLAIN]
+    trainer = trainer_for(tmp_path / "model", rows, tmp_path / "out")
+    trl_layers = block_linears(trainer.model)
+
+    pairs = tokenized(rows, tokenizer)
+    layers = block_linears(model)
+    projection = Projection(dim=256, width=8, seed=3)
+    exact = [exact_gradient(model, layers, pair) for pair in pairs]
+    assert use_shared_rows(model)
+    with PairSketcher(model, layers, projection) as sketcher:
+        result = sketcher.sketch(batch_pairs(pairs, 0, shared=True))
+
+    for row in range(len(rows)):
+        truth, logp = trl_gradient(trainer, row, trl_layers)
+        torch.testing.assert_close(result.logp[row], logp, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(exact[row].logp, logp, rtol=1e-4, atol=1e-4)
+        sketch = torch.zeros(projection.dim)
+        for layer, gradient in truth.items():
+            if name == "gpt2":
+                gradient = gradient.T  # Conv1D keeps its weight as [in, out]
+            assert relative(exact[row].layers[layer], gradient) < 1e-4
+            outputs, inputs = gradient.shape
+            scheme = projection.layer(layer, inputs, outputs, gradient.device, gradient.dtype)
+            sketch += scheme.fold(scheme.project_inputs(gradient).T[None])[0]
+        assert relative(result.sketch[row], sketch) < 1e-4
+
+
+def relative(value: torch.Tensor, truth: torch.Tensor) -> float:
+    """|value - truth| / |truth|."""
+    return float((value - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("style", ["plain", "conversational"])
+def test_tokens_equal_trls(style: str, tmp_path: Path, sample_data: Path) -> None:
+    rows = [json.loads(line) for line in (sample_data / "preferences.jsonl").open("rb")][:60]
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    if style == "conversational":
+        rows = [conversational(row) for row in rows]
+    trainer = trainer_for(sample_data / "tiny-model", rows, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(sample_data / "tiny-model")
+    kept = iter(trainer.train_dataset)
+    compared = 0
+    for index, row in enumerate(rows):
+        raw = json.dumps(row | {"language": "x"}).encode()
+        pair = tokenize(
+            parse_record(raw, index, "f", 1, RecordSettings()), tokenizer, MAX_LENGTH
+        )
+        if isinstance(pair, Skip) and pair.code == "no-room":
+            continue  # TRL has filtered it out as well
+        chosen, rejected = sides(trainer.data_collator([next(kept)]))
+        if isinstance(pair, Skip):
+            # TRL would train on two equal sides, whose gradient is zero
+            assert pair.code == "same-tokens" and chosen == rejected
+            continue
+        assert chosen == (pair.prompt, pair.chosen)
+        assert rejected == (pair.prompt, pair.rejected)
+        compared += 1
+    assert compared > 20 and next(kept, None) is None
+
+
+def sides(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) of chosen and of rejected in TRL's collated batch of one pair."""
+    result = []
+    for ids, mask, answer in zip(
+        batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+    ):
+        ids, answer = ids[mask.bool()], answer[mask.bool()].bool()
+        result.append((ids[~answer].tolist(), ids[answer].tolist()))
+    return result
