@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.errors import StoreError
+from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.settings import FORMAT, ConsensusSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
@@ -22,6 +22,13 @@ class Consensus:
     coefficients: NDArray[np.float64]
 
 
+def consensus_file(path: Path, name: str) -> Path:
+    """Where the consensus called ``name`` lies; raises unless the name stays inside the store."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise UsageError(f"'{name}' cannot name a consensus.", "use letters, digits, - and _")
+    return path / "consensus" / f"{name}.safetensors"
+
+
 def write_consensus(
     path: Path, settings: ConsensusSettings, consensus: Consensus, store: GradientStore
 ) -> None:
@@ -33,14 +40,14 @@ def write_consensus(
         "rows": _rows_digest(store),
     }
     data = pack_arrays(vars(consensus), metadata)
-    replace_file(path / "consensus" / f"{settings.name}.safetensors", data)
+    replace_file(consensus_file(path, settings.name), data)
 
 
 def read_consensus(
     path: Path, name: str, store: GradientStore
 ) -> tuple[Consensus, ConsensusSettings]:
     """Read a consensus back; it must have seen exactly the store's rows."""
-    file = path / "consensus" / f"{name}.safetensors"
+    file = consensus_file(path, name)
     if not file.is_file():
         raise StoreError(
             f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"

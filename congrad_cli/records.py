@@ -19,6 +19,8 @@ Messages = list[dict[str, Any]]
 Text = str | Messages
 
 LANGUAGE_FIELDS = ("language", "lang")
+MAX_DEPTH = 64
+"""Of a message; tool calls nest, but not like this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ def parse_record(raw: bytes, row: int, source: str, line: int, settings: RecordS
             "remove the line, or give it two different answers",
         )
     identifier = fields.get(settings.id_field)
+    if isinstance(identifier, str):
+        _check_surrogates(identifier, settings.id_field, place)
     return Record(
         row=row,
         source=source,
@@ -156,8 +160,10 @@ def _parse_object(raw: bytes, place: _Place) -> dict[str, Any]:
             f"saw: ...{around}..." if around else "saw: nothing there",
             "each line must be one whole JSON object",
         )
+    except ValueError:  # Python's guard against numbers that take forever to read
+        place.fail("a number with thousands of digits.", "write it as a string, in quotes")
     except RecursionError:
-        place.fail("JSON nested too deeply.", "a pair needs at most a list of messages")
+        _fail_depth(place)
     if not isinstance(value, dict):
         place.fail(f"a JSON {_kind(value)}, not an object.", 'write {"prompt": ..., ...}')
     return value
@@ -202,8 +208,25 @@ def _messages(value: list[Any], name: str, place: _Place) -> Messages:
                            'write {"role": "user", "content": "..."}')
             if not part.strip():
                 place.fail(f"{where}: '{key}' is empty.", "give it text or remove the line")
-            _check_surrogates(part, name, place)
+        _check_parts(message, name, place, 0)
     return value
+
+
+def _check_parts(value: Any, name: str, place: _Place, depth: int) -> None:
+    """Refuse what a template or the digest could not write down again, however deep it lies."""
+    if depth > MAX_DEPTH:
+        _fail_depth(place)
+    if isinstance(value, str):
+        _check_surrogates(value, name, place)
+    elif isinstance(value, dict | list):
+        for part in value:
+            _check_parts(part, name, place, depth + 1)
+        if isinstance(value, dict):
+            _check_parts(list(value.values()), name, place, depth)
+
+
+def _fail_depth(place: _Place) -> NoReturn:
+    place.fail("JSON nested too deeply.", "a pair needs at most a list of messages")
 
 
 def _language(fields: dict[str, Any], settings: RecordSettings, place: _Place) -> str:

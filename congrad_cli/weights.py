@@ -18,8 +18,8 @@ def dpo_weights(margin: Floats, beta: float) -> Floats:
     ``margin`` is Delta_i = (logp_w - ref_w) - (logp_l - ref_l), [N]; zero where the policy is
     its own reference.
     """
-    # tanh form of the logistic function: no overflow for large margins
-    return beta * 0.5 * (1.0 - np.tanh(0.5 * beta * margin))
+    # the logistic function through its logarithm: no overflow, and tiny weights keep their digits
+    return np.asarray(beta * np.exp(-np.logaddexp(0.0, beta * margin)), np.float64)
 
 
 def pair_scales(weight: Floats, norm: Floats, pair_norm: str) -> Floats:

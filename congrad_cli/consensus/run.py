@@ -7,7 +7,7 @@ import numpy as np
 
 from congrad_cli.consensus.groups import cosines, group_gradients
 from congrad_cli.consensus.solver import solve
-from congrad_cli.direction import Consensus, write_consensus
+from congrad_cli.direction import Consensus, consensus_file, write_consensus
 from congrad_cli.errors import NumericsError, StoreError
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
@@ -29,6 +29,7 @@ class ConsensusSummary:
 
 def run(path: Path, settings: ConsensusSettings, progress: Progress) -> ConsensusSummary:
     """Find the consensus of the store at ``path`` and write it there under ``settings.name``."""
+    consensus_file(path, settings.name)  # a bad name shall not cost a pass over the store
     store = GradientStore.open(path)
     store.require_complete()
     if not len(store):

@@ -61,11 +61,17 @@ def run(
         names=store.header.groups,
         pairs=np.bincount(group, minlength=count).tolist(),
         kept=np.bincount(group[decisions.keep], minlength=count).tolist(),
-        median=[float(np.nanmedian(score[group == label])) for label in range(count)],
+        median=[_median(score[group == label]) for label in range(count)],
         reasons=dict(
             Counter([*skipped.values(), *(r for r in decisions.reason if r != "kept")])
         ),
     )
+
+
+def _median(score: Floats) -> float:
+    """The median of the scores there are; nan where there are none."""
+    defined = score[~np.isnan(score)]
+    return float(np.median(defined)) if len(defined) else float("nan")
 
 
 class Verdicts:

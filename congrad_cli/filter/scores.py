@@ -6,6 +6,9 @@ from congrad_cli.direction import Consensus
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
+CANCELLED = 1e-12
+"""A squared length this small beside its parts' counts as zero; G is summed in float32."""
+
 
 def pair_scores(
     store: GradientStore, consensus: Consensus, scale: Floats, share: Floats, leave_one_out: bool
@@ -46,11 +49,10 @@ def pair_scores(
         b = consensus.coefficients[label] * np.where(alone, -1.0, k)
         e = consensus.coefficients[label] * np.where(scale[rows] == 0, 0.0, k)
         dot = along_d + b * along_group - e * square
-        length = (
-            d_square + b**2 * group_square[label] + e**2 * square
-            + 2 * (b * d_group[label] - e * along_d - b * e * along_group)
-        )
-        result[rows] = _cosine(dot, square, np.where(length > 1e-24 * d_square, length, 0))
+        parts = d_square + b**2 * group_square[label] + e**2 * square
+        length = parts + 2 * (b * d_group[label] - e * along_d - b * e * along_group)
+        # where the parts cancel, what is left is rounding and points nowhere
+        result[rows] = _cosine(dot, square, np.where(length > CANCELLED * parts, length, 0))
     return result
 
 

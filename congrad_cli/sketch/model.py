@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -136,8 +137,6 @@ def require_template(tokenizer: Any, source: ModelSource, place: str) -> None:
             f"{source.name} has no chat template, and {place} is conversational.",
             "pass --chat-template FILE (Jinja, as the model was trained), or --chat-template plain",
         )
-    from jinja2 import TemplateError
-
     try:
         tokenizer.apply_chat_template(
             [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True

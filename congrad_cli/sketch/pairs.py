@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
+from congrad_cli.errors import InputError
 from congrad_cli.records import Messages, Record, Text
 from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED
 
@@ -82,9 +84,17 @@ def _tokenize_texts(record: Record, tokenizer: Any) -> tuple[list[int], list[int
 
 def _tokenize_messages(record: Record, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
     def ids(messages: Messages, **arguments: Any) -> list[int]:
-        encoded = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, **arguments
-        )
+        try:
+            encoded = tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=True, **arguments
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"{record.source}:{record.line}: the chat template refuses this conversation: "
+                f"{error}.",
+                f"saw: roles {', '.join(message['role'] for message in messages)}",
+                "mend the line, or pass another --chat-template",
+            ) from error
         return list(encoded["input_ids"])
 
     prompt, chosen, rejected = record.prompt, record.chosen, record.rejected

@@ -25,10 +25,12 @@ from congrad_cli.sketch.pairs import TokenizedPair, tokenize
 from congrad_cli.sketch.projection import Projection
 
 
-def cosines(rows: np.ndarray) -> np.ndarray:
-    """Cosines of all pairs of rows, the upper triangle as one vector."""
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return (unit @ unit.T)[np.triu_indices(len(rows), 1)]
+def cosines(rows: list[np.ndarray]) -> np.ndarray:
+    """Cosines of all pairs of rows as one vector; rows stay where they are, they may be large."""
+    norms = [np.linalg.norm(row) for row in rows]
+    return np.array([
+        rows[i] @ rows[j] / (norms[i] * norms[j]) for i in range(len(rows)) for j in range(i)
+    ])
 
 
 def sketch_of(gradient: dict[str, Tensor], projection: Projection) -> Tensor:
@@ -72,14 +74,14 @@ def main() -> None:
         for key, scheme in schemes.items():
             sketches[key].append(sketch_of(gradient, scheme).numpy())
     size = sum(layer.weight.numel() for layer in layers.values())
-    truth = cosines(np.stack(exact))
+    truth = cosines(exact)
     print(f"{args.model}: {len(layers)} linears, {size / 1e6:.1f} M weights, {len(exact)} pairs, "
           f"D = {args.dim}, 1/sqrt(D) = {args.dim**-0.5:.4f}, "
           f"spread of the exact cosines {truth.std():.4f}")
     for count in args.leading:
         for width in args.widths:
             errors = [
-                np.sqrt(np.mean((cosines(np.stack(sketches[count, width, seed])) - truth) ** 2))
+                np.sqrt(np.mean((cosines(sketches[count, width, seed]) - truth) ** 2))
                 for seed in range(args.seeds)
             ]
             print(f"k = {count:2d}, r = {width:3d}: RMSE {np.mean(errors):.4f} "

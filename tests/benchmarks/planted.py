@@ -1,0 +1,66 @@
+"""Do the scores tell pairs with swapped answers from the others?
+
+Sketches the bundled pairs with a model (or uses the store of an earlier run), then prints the
+AUROC of the scores, for each solver and pair norm, with and without leave-one-out. 0.5 is chance,
+1.0 is perfect. The ``planted`` field of the data is read here and nowhere in congrad.
+
+    python tests/benchmarks/planted.py --model sample_data/tiny-model --store planted.congrad
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from congrad_cli.consensus import run as consensus
+from congrad_cli.console import TerminalProgress
+from congrad_cli.demo import auroc
+from congrad_cli.direction import read_consensus
+from congrad_cli.filter.scores import pair_scores
+from congrad_cli.settings import ConsensusSettings, RecordSettings, SketchSettings
+from congrad_cli.store import GradientStore
+from congrad_cli.weights import average_coefficients, dpo_weights, pair_scales
+
+
+def main() -> None:
+    """Sketch once, then score in every way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
+    args = parser.parse_args()
+    from congrad_cli.sketch.run import run as sketch
+
+    progress = TerminalProgress(quiet=False)
+    settings = SketchSettings(model=args.model, device="cpu", threads=1)
+    store_path = sketch([(args.data.name, args.data)], args.store, settings, RecordSettings(),
+                        progress)
+    store = GradientStore.open(store_path)
+    records = [json.loads(line) for line in args.data.open("rb")]
+    planted = np.array([records[row]["planted"] for row in store.row])
+    logp = store.column("logp")
+    print(f"{args.model}: {len(store)} pairs, {planted.sum()} planted; ranking by the margin "
+          f"logp(chosen) - logp(rejected): {split(logp[:, 0] - logp[:, 1], planted):.3f}")
+    print(f"{'solver':8} {'pairs':6} {'leave-one-out':>14} {'with itself':>12}")
+    for method in ("mean", "pcgrad"):
+        for norm in ("raw", "unit"):
+            wanted = replace(ConsensusSettings(), method=method, pair_norm=norm, name="planted")
+            consensus.run(store_path, wanted, TerminalProgress(quiet=True))
+            found, _ = read_consensus(store_path, "planted", store)
+            weight = dpo_weights(np.zeros(len(store)), wanted.beta)
+            scale = pair_scales(weight, store.column("norm").astype(np.float64), norm)
+            share = average_coefficients(store.column("group"), len(store.header.groups), wanted)
+            values = [split(pair_scores(store, found, scale, share, out), planted)
+                      for out in (True, False)]
+            print(f"{method:8} {norm:6} {values[0]:14.3f} {values[1]:12.3f}")
+
+
+def split(score: np.ndarray, planted: np.ndarray) -> float:
+    """AUROC of clean against planted pairs."""
+    return auroc(score[~planted].tolist(), score[planted].tolist())
+
+
+if __name__ == "__main__":
+    main()
