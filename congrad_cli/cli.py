@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 
@@ -140,6 +141,15 @@ def sketch(
         int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random projection.")] = 0,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Add this model's log-probabilities, for margins."),
+    ] = None,
+    token_weighting: Annotated[
+        str,
+        typer.Option(metavar="sum|mean|ld:A",
+                     help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
+    ] = "sum",
     dtype: Annotated[
         str,
         typer.Option(metavar="auto|float32|bfloat16",
@@ -181,25 +191,29 @@ def sketch(
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
-        dim=dim, width=width, leading=leading, seed=seed, dtype=dtype, share_prompt=share_prompt,
-        device=device, batch_tokens=batch_tokens, threads=threads,
+        dim=dim, width=width, leading=leading, seed=seed, reference=reference,
+        token_weighting=token_weighting, dtype=dtype, share_prompt=share_prompt, device=device,
+        batch_tokens=batch_tokens, threads=threads, overwrite=overwrite,
     )  # fmt: skip
     fields = RecordSettings(
         prompt_field=prompt_field, chosen_field=chosen_field, rejected_field=rejected_field,
         language_field=language_field, id_field=id_field, language=language,
     )  # fmt: skip
     progress = console.TerminalProgress(quiet)
-    from congrad_cli.store import prepare_directory, spool
+    from congrad_cli.directory import check_directory, piped_data
 
-    prepare_directory(path, overwrite)
+    check_directory(path)
     progress.step(f"sketching {'stdin' if data == '-' else data} with {model}")
-    name, file = ("stdin", spool(path, sys.stdin.buffer)) if data == "-" else (data, Path(data))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from congrad_cli.sketch.run import run
+    piped = piped_data(path, sys.stdin.buffer) if data == "-" else nullcontext(Path(data))
+    with piped as file:
+        from congrad_cli.sketch.run import run
 
-    _print_path(run([(name, file)], path, settings, fields, progress), out)
+        source = ("stdin" if data == "-" else data, file)
+        run([source], path, settings, fields, progress)
+    _print_path(path, out)
 
 
 @app.command()
@@ -230,7 +244,17 @@ def consensus(
         typer.Option(metavar="raw|unit",
                      help="raw: gradients as they are; unit: every pair pulls equally."),
     ] = "raw",
-    beta: Annotated[float, typer.Option(min=1e-9, help="beta of the DPO loss.")] = 0.1,
+    loss: Annotated[
+        str,
+        typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
+    ] = "dpo",
+    beta: Annotated[float, typer.Option(min=1e-9, help="beta of the loss.")] = 0.1,
+    length_penalty: Annotated[
+        float, typer.Option(help="lp-dpo: alpha, per token that chosen is longer than rejected.")
+    ] = 0.01,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0.0, max=0.499999, help="robust: share of wrong labels assumed.")
+    ] = 0.1,
     name: Annotated[str, typer.Option(help="Name of the result inside the store.")] = "default",
     quiet: Quiet = False,
 ) -> None:
@@ -239,10 +263,12 @@ def consensus(
     _one_of("--method", method, ("pcgrad", "mean"))
     _one_of("--average", average, ("mean", "ema"))
     _one_of("--pair-norm", pair_norm, ("raw", "unit"))
+    _one_of("--loss", loss, ("dpo", "lp-dpo", "ipo", "hinge", "robust"))
     path = _store_from(store)
     settings = ConsensusSettings(
         method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
-        ema_batch=ema_batch, pair_norm=pair_norm, beta=beta, name=name,
+        ema_batch=ema_batch, pair_norm=pair_norm, loss=loss, beta=beta,
+        length_penalty=length_penalty, label_smoothing=label_smoothing, name=name,
     )  # fmt: skip
     from congrad_cli.consensus.run import run
 
@@ -336,6 +362,8 @@ def _store_for(data: str, store: Path | None) -> Path:
             raise UsageError("data from stdin needs --store DIR.",
                              "cat data.jsonl | congrad sketch - --model MODEL --store DIR")
         return store.absolute()
+    if store is None and not Path(data).name:
+        raise UsageError(f"'{data}' is no file of pairs.", "name a JSONL file, or - for stdin")
     return (store or Path(data).with_suffix(".congrad")).absolute()
 
 
@@ -346,10 +374,10 @@ def _store_from(store: Path | None) -> Path:
     if sys.stdin.isatty():
         raise UsageError("no store: name it, or pipe its path in.",
                          "congrad sketch data.jsonl --model MODEL | congrad consensus")
-    line = sys.stdin.buffer.readline().decode("utf-8", "replace").strip()
-    if not line:
+    line = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not line.strip():
         raise StoreError("no store path arrived on stdin; the command before this one failed.")
-    return Path(line)
+    return Path(os.fsdecode(line))  # any bytes that sketch can print
 
 
 def _print_path(path: Path, out: BinaryIO) -> None:

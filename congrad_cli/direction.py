@@ -1,7 +1,7 @@
 """The consensus as it lies in the store: written by ``consensus``, read by ``filter``."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +65,18 @@ def read_consensus(
         )
     try:
         settings = ConsensusSettings(**metadata["settings"])
+        _check_kinds(settings)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{file}: unknown settings ({error}).") from error
     return Consensus(**{tensor: np.array(arrays[tensor]) for tensor in shapes}), settings
+
+
+def _check_kinds(settings: ConsensusSettings) -> None:
+    """Raise :class:`TypeError` unless every value is of its default's kind."""
+    for item in fields(settings):
+        value, default = getattr(settings, item.name), item.default
+        if not isinstance(value, float | int if isinstance(default, float) else type(default)):
+            raise TypeError(f"{item.name} is {value!r}")
 
 
 def _rows_digest(store: GradientStore) -> str:

@@ -19,6 +19,10 @@ Messages = list[dict[str, Any]]
 Text = str | Messages
 
 LANGUAGE_FIELDS = ("language", "lang")
+REF_FIELDS = ("ref_chosen_logps", "ref_rejected_logps")
+"""TRL's names for the log-probabilities of a reference model, summed over each answer."""
+LEAST_LOGP = -1e30
+"""Below it float32 ends."""
 MAX_DEPTH = 64
 """Of a message; tool calls nest, but not like this."""
 
@@ -40,6 +44,7 @@ class Record:
     rejected: Text
     group: str
     id: str | int | None
+    ref_logp: tuple[float, float] | None = None  # a reference's, of chosen and rejected
 
     @property
     def conversational(self) -> bool:
@@ -48,7 +53,9 @@ class Record:
 
     def digest(self) -> bytes:
         """16 bytes that name the record's content, wherever its line stands."""
-        content = [self.prompt, self.chosen, self.rejected, self.group, self.id]
+        content: list[Any] = [self.prompt, self.chosen, self.rejected, self.group, self.id]
+        if self.ref_logp is not None:
+            content.append(self.ref_logp)
         text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).digest()[:16]
 
@@ -109,6 +116,7 @@ def parse_record(raw: bytes, row: int, source: str, line: int, settings: RecordS
         rejected=rejected,
         group=_language(fields, settings, place),
         id=identifier if isinstance(identifier, str | int) else None,
+        ref_logp=_ref_logp(fields, place),
     )
 
 
@@ -246,6 +254,19 @@ def _language(fields: dict[str, Any], settings: RecordSettings, place: _Place) -
         f"fields here: {', '.join(map(repr, fields))}",
         "name it with --language-field FIELD, or pass --language de for the whole file",
     )
+
+
+def _ref_logp(fields: dict[str, Any], place: _Place) -> tuple[float, float] | None:
+    given: list[Any] = [fields.get(name) for name in REF_FIELDS]
+    if given == [None, None]:
+        return None
+    for name, value in zip(REF_FIELDS, given, strict=True):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and LEAST_LOGP <= value <= 0):
+            place.fail(f"'{name}' is no log-probability.", f"saw: {_excerpt(value)}",
+                       f"give {' and '.join(REF_FIELDS)} as numbers, or neither")
+    chosen, rejected = given
+    return float(chosen), float(rejected)
 
 
 def _check_surrogates(text: str, name: str, place: _Place) -> None:

@@ -45,11 +45,14 @@ class SketchSettings:
     width: int = changes_numbers(32)
     leading: int = changes_numbers(8)
     seed: int = changes_numbers(0)
+    token_weighting: str = changes_numbers("sum")
+    reference: str | None = None
     dtype: str = "auto"
     share_prompt: bool = True
     device: str = "auto"
     batch_tokens: int | None = None
     threads: int | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,10 @@ class ConsensusSettings:
     ema_decay: float = 0.9
     ema_batch: int = 8
     pair_norm: str = "raw"
+    loss: str = "dpo"
     beta: float = 0.1
+    length_penalty: float = 0.01
+    label_smoothing: float = 0.1
     name: str = "default"
 
 

@@ -7,7 +7,7 @@
       shards/r000-00000.safetensors   rank - sequence number
       projection.safetensors          the layers' leading input directions
       skipped/r000.jsonl              pairs without a sketch: row, line, code, message
-      source/stdin.jsonl              only where the data came from a pipe
+      source/stdin-DIGEST.jsonl       only where the data came from a pipe
       consensus/NAME.safetensors      what ``congrad consensus`` found
 
 A shard becomes visible whole or not at all: its bytes are built in memory, written to an
@@ -17,25 +17,35 @@ exclusive temporary file, fsynced, linked to the final name, and the directory i
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError
-from congrad_cli.settings import FORMAT
+from congrad_cli.settings import FORMAT, RecordSettings
 from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
 
 SHARD_ROWS = 8192
 SHARD_SECONDS = 60.0
+OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
 
 
 
-def shard_columns(dim: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+OPTIONAL_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "ref_logp": (np.float32, (2,)),
+    "weighted_logp": (np.float32, (2,)),
+}
+"""Log-probabilities of chosen and rejected with the sketch's token weighting: the reference's,
+and the policy's where the weighting is not a plain sum."""
+
+
+def shard_columns(
+    dim: int, optional: Sequence[str] = ()
+) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Each tensor of a shard: its type, and its shape behind the leading n rows.
 
     ``direction`` is the sketch divided by its norm, ``norm`` the norm of the unnormalised sketch,
@@ -51,6 +61,7 @@ def shard_columns(dim: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         "tokens": (np.int32, (3,)),
         "group": (np.int32, ()),
         "digest": (np.uint8, (16,)),
+        **{name: OPTIONAL_COLUMNS[name] for name in optional},
     }
 
 
@@ -75,6 +86,8 @@ class StoreHeader:
     sources: list[Source]
     record_settings: dict[str, Any]
     fingerprint: dict[str, Any]  # data, model, settings: kept apart to name the culprit
+    token_weighting: str = "sum"
+    optional: list[str] = field(default_factory=list)  # which of OPTIONAL_COLUMNS there are
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -93,11 +106,31 @@ class StoreHeader:
                 )
             fields["sources"] = [Source(**source) for source in fields["sources"]]
             header = StoreHeader(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            _check_kinds(header)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"{place}: not a store header ({error}).") from error
         if not 0 < header.dim <= 1 << 24 or header.rows < 0:
             raise StoreError(f"{place}: impossible sizes (dim {header.dim}, rows {header.rows}).")
         return header
+
+
+def _check_kinds(header: StoreHeader) -> None:
+    """Raise :class:`TypeError` unless every field that is used is of its kind."""
+    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        *((name, getattr(header, name), int) for name in ("dim", "width", "rows")),
+        *((name, getattr(header, name), dict) for name in ("fingerprint", "record_settings")),
+        ("groups", header.groups, list),
+        ("optional", header.optional, list),
+        *(("groups", group, str) for group in header.groups),
+        *(("sources", part, str) for item in header.sources for part in (item.name, item.path)),
+        *((name, value, (str, type(None))) for name, value in header.record_settings.items()),
+    ]
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    RecordSettings(**header.record_settings)
+    if not set(header.optional) <= set(OPTIONAL_COLUMNS):
+        raise TypeError(f"optional columns {header.optional}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +171,14 @@ class GradientStore:
     def __len__(self) -> int:
         return len(self.row)
 
+    def has(self, name: str) -> bool:
+        """Whether the store has this optional column."""
+        return name in self.header.optional
+
     def column(self, name: str) -> NDArray[Any]:
         """One column of all rows, in row order."""
         if not self._shards:
-            kind, tail = shard_columns(self.header.dim)[name]
+            kind, tail = shard_columns(self.header.dim, self.header.optional)[name]
             return np.zeros((0, *tail), kind)
         return np.concatenate([shard[name] for shard in self._shards])[self._order]
 
@@ -166,14 +203,20 @@ class GradientStore:
         return result
 
     def skipped(self) -> list[dict[str, Any]]:
-        """The pairs without a sketch: ``row``, ``line``, ``code``, ``message``."""
+        """The pairs without a sketch: ``row``, ``line``, ``code``, ``message``.
+
+        Lines that say no such thing are passed over: a killed run leaves half a line, and a row
+        that is named by none of the others counts as missing and is sketched again.
+        """
         entries: dict[int, dict[str, Any]] = {}
         for file in sorted((self.path / "skipped").glob("*.jsonl")):
             for line in file.read_bytes().splitlines():
-                with contextlib.suppress(ValueError):  # a killed run may leave half a line
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                     entry = json.loads(line)
-                    entries[entry["row"]] = entry
-        return [entries[row] for row in sorted(entries)]
+                    if entry["row"] in range(self.header.rows) and isinstance(entry["code"], str):
+                        entries[entry["row"]] = entry
+        rows = np.setdiff1d(np.array(list(entries), np.int64), self.row)
+        return [entries[row] for row in rows.tolist()]
 
     def require_complete(self) -> None:
         """Raise :class:`StoreError` while rows are missing."""
@@ -190,7 +233,7 @@ def read_header(path: Path) -> StoreHeader:
     file = path / "store.json"
     try:
         return StoreHeader.from_json(file.read_bytes(), file)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what came from the pipe is no path
         raise StoreError(
             f"{path} is not a store: no store.json in it.",
             "make one: congrad sketch DATA --model MODEL --store DIR",
@@ -206,7 +249,7 @@ def _open_shard(path: Path, header: StoreHeader) -> Arrays:
     arrays, metadata = map_arrays(path)
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
-    columns = shard_columns(header.dim)
+    columns = shard_columns(header.dim, header.optional)
     count = len(arrays["row"]) if "row" in arrays else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
@@ -253,7 +296,7 @@ class ShardWriter:
             return
         arrays = {
             name: np.concatenate([part[name] for part in self._parts])
-            for name in shard_columns(self.header.dim)
+            for name in shard_columns(self.header.dim, self.header.optional)
         }
         metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
         name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
@@ -290,7 +333,7 @@ def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
                 f"{path} was made with {what}.",
                 f"store: {_difference(before, now)}",
                 f"now:   {_difference(now, before)}",
-                "pass --store OTHER, or --overwrite to replace it",
+                OTHER_STORE,
             )
 
 
@@ -298,43 +341,3 @@ def _difference(value: Any, other: Any) -> str:
     if isinstance(value, dict) and isinstance(other, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items() if other.get(k) != v) or "-"
     return str(value)
-
-
-_PARTS = ("shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl", "source/*",
-          "projection.safetensors", "consensus/*.safetensors")
-
-
-def prepare_directory(path: Path, overwrite: bool) -> None:
-    """Check that a store may live at ``path``; with ``overwrite``, remove the one that does.
-
-    Only files that a store is made of are ever removed.
-    """
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
-    if not path.exists():
-        return
-    is_store = (path / "store.json").exists()
-    if not is_store and any(item.name != "source" for item in path.iterdir()):
-        raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
-    if overwrite and is_store:
-        (path / "store.json").unlink()  # first: without it nothing left here is a store
-        for pattern in _PARTS:
-            for file in path.glob(pattern):
-                file.unlink()
-
-
-def spool(path: Path, stream: BinaryIO) -> Path:
-    """Keep piped data in the store, so that ``filter`` can give its lines back."""
-    folder = path / "source"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "stdin.jsonl"
-    temporary = folder / f".stdin.{os.getpid()}.tmp"
-    try:
-        with temporary.open("xb") as target:
-            shutil.copyfileobj(stream, target)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file

@@ -82,14 +82,21 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             size = int.from_bytes(file.read(8), "little")
             if length < 8 or size > min(_MAX_HEADER, length - 8):
                 raise StoreError(f"{path}: header of {size} bytes in a file of {length}.")
-            header = json.loads(file.read(size))
-        metadata = json.loads(header.pop("__metadata__")["congrad"])
+            header = _json_object(file.read(size))
+        metadata = _json_object(header.pop("__metadata__")["congrad"])
         arrays = {
             name: _map_tensor(path, entry, 8 + size, length) for name, entry in header.items()
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{path}: damaged or not of a store ({error}).") from error
     return arrays, metadata
+
+
+def _json_object(text: str | bytes) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
 
 
 def _map_tensor(path: Path, entry: dict[str, Any], base: int, length: int) -> NDArray[Any]:

@@ -4,12 +4,72 @@ For pair i with sketch s_i the term is ``g_i = w_i s_i`` (or ``w_i s_i / |s_i|``
 gradient is ``G_l = sum_i c_i g_i`` over its pairs.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.errors import UsageError
 from congrad_cli.settings import ConsensusSettings
+from congrad_cli.store import GradientStore
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairTerms:
+    """For every pair, [N]: w_i, the factor that turns its stored direction into g_i, and c_i."""
+
+    weight: Floats
+    scale: Floats
+    share: Floats
+
+
+def pair_terms(store: GradientStore, settings: ConsensusSettings) -> PairTerms:
+    """The scalars of every pair of the store, in row order."""
+    if settings.loss == "ipo" and store.header.token_weighting != "mean":
+        raise UsageError(
+            "--loss ipo averages each answer over its tokens, and this store sums them.",
+            "sketch again with --token-weighting mean",
+        )
+    tokens = store.column("tokens").astype(np.float64)  # [N, 3]: prompt, chosen, rejected
+    weight = loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
+    return PairTerms(
+        weight=weight,
+        scale=pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm),
+        share=average_coefficients(store.column("group"), len(store.header.groups), settings),
+    )
+
+
+def pair_margins(store: GradientStore) -> Floats:
+    """Delta_i = (lw - rw) - (ll - rl), [N], each answer's tokens weighted as in the sketch.
+
+    Zero without a reference in the store: the policy is then its own.
+    """
+    if not store.has("ref_logp"):
+        return np.zeros(len(store))
+    name = "weighted_logp" if store.has("weighted_logp") else "logp"
+    ratio = store.column(name).astype(np.float64) - store.column("ref_logp")
+    return np.asarray(ratio[:, 0] - ratio[:, 1], np.float64)
+
+
+def loss_weights(margin: Floats, gap: Floats, settings: ConsensusSettings) -> Floats:
+    """w_i of ``settings.loss``, from -dL_i/dtheta = w_i u_i; [N].
+
+    ``margin`` is Delta_i, ``gap`` is |y_w| - |y_l| in tokens. The losses are those of TRL 1.16;
+    lp-dpo is R-DPO's ``-log sigmoid(beta Delta + alpha gap)``, alpha > 0 penalising length.
+    """
+    beta, smooth = settings.beta, settings.label_smoothing
+    if settings.loss == "lp-dpo":
+        return dpo_weights(margin + settings.length_penalty / beta * gap, beta)
+    if settings.loss == "ipo":
+        return 1 / beta - 2 * margin
+    if settings.loss == "hinge":
+        return np.where(beta * margin < 1, beta, 0.0)
+    if settings.loss == "robust":
+        right, wrong = dpo_weights(margin, beta), dpo_weights(-margin, beta)
+        return ((1 - smooth) * right + smooth * wrong) / (1 - 2 * smooth)
+    return dpo_weights(margin, beta)
 
 
 def dpo_weights(margin: Floats, beta: float) -> Floats:

@@ -37,17 +37,19 @@ def conversational(row: dict[str, str]) -> dict[str, Any]:
     return {name: [{"role": roles[name], "content": text.strip()}] for name, text in row.items()}
 
 
-def trainer_for(folder: Path, rows: list[dict[str, Any]], out: Path) -> DPOTrainer:
-    """A DPOTrainer at the start of training: the policy is its own reference."""
+def trainer_for(
+    folder: Path, rows: list[dict[str, Any]], out: Path, reference: Any = None, **more: Any
+) -> DPOTrainer:
+    """A DPOTrainer; without a reference the policy is its own, as at the start of training."""
     args = DPOConfig(
         output_dir=str(out), beta=BETA, max_length=MAX_LENGTH, bf16=False, fp16=False, use_cpu=True,
         gradient_checkpointing=False, report_to="none", per_device_train_batch_size=1,
-        disable_tqdm=True, dataloader_pin_memory=False,
+        disable_tqdm=True, dataloader_pin_memory=False, **more,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return DPOTrainer(
         model=str(folder), args=args, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        processing_class=tokenizer, ref_model=reference,
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """A pair's row depends on the pair alone: not on its batch, padding, order or layout."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from zoo import ARCHITECTURES, build, zoo
 
 from congrad_cli.records import Record, read_records
 from congrad_cli.settings import RecordSettings, SketchSettings
-from congrad_cli.sketch import gradients
+from congrad_cli.sketch import forward
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts
@@ -77,12 +79,7 @@ def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
         batch = batch_pairs([pair], 0, shared=True)
         right = sketcher.sketch(batch)
         blind = batch.segments.clamp(max=1)  # one answer after the other in one segment
-        wrong = sketcher.sketch(
-            gradients.PairBatch(
-                batch.input_ids, batch.positions, blind, batch.predictors, batch.targets,
-                batch.sides, batch.pairs, batch.shared,
-            )
-        )  # fmt: skip
+        wrong = sketcher.sketch(replace(batch, segments=blind))
     assert (right.logp[0, 0] - wrong.logp[0, 0]).abs() > 1e-3 or (
         right.logp[0, 1] - wrong.logp[0, 1]
     ).abs() > 1e-3
@@ -109,7 +106,7 @@ def test_chunks_of_the_head_do_not_change_the_result(monkeypatch: pytest.MonkeyP
     batch = batch_pairs(random_pairs(4), 0, shared=True)
     with sketcher_of(model) as sketcher:
         whole = sketcher.sketch(batch)
-        monkeypatch.setattr(gradients, "HEAD_ELEMENTS", 3 * VOCABULARY)
+        monkeypatch.setattr(forward, "HEAD_ELEMENTS", 3 * VOCABULARY)
         chunked = sketcher.sketch(batch)
     torch.testing.assert_close(chunked.sketch, whole.sketch)
     torch.testing.assert_close(chunked.logp, whole.logp)
@@ -133,7 +130,7 @@ def test_the_check_at_start_notices_a_model_that_cannot_share(
     with sketcher_of(model) as sketcher:
         assert compare_layouts(sketcher, pairs, 0).agree
         # a model that ignores our mask, as one with its own mask code would
-        monkeypatch.setattr(gradients, "shared_rows", lambda *_: gradients.nullcontext())
+        monkeypatch.setattr(forward, "shared_rows", lambda *_: nullcontext())
         assert not compare_layouts(sketcher, pairs, 0).agree
 
 

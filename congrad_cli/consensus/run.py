@@ -12,7 +12,7 @@ from congrad_cli.errors import NumericsError, StoreError
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats, average_coefficients, dpo_weights, pair_scales
+from congrad_cli.weights import Floats, PairTerms, pair_terms
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,9 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     if not len(store):
         raise StoreError(f"{path} holds no sketched pairs.", "every pair was skipped; see skipped/")
     progress.step(f"averaging {len(store):,} pairs")
-    group = store.column("group")
-    weight = dpo_weights(np.zeros(len(store)), settings.beta)
-    scale = pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm)
-    share = average_coefficients(group, len(store.header.groups), settings)
-    groups = group_gradients(store, scale * share)
+    terms = pair_terms(store, settings)
+    _tell_weights(store, terms, settings, progress)
+    groups = group_gradients(store, terms.scale * terms.share)
     coefficients = solve(groups.gramian, settings)
     direction = coefficients @ groups.gradients
     length = float(np.linalg.norm(direction))
@@ -56,3 +54,19 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
         coefficient=coefficients,
         conflict=cosines(groups.gramian),
     )
+
+
+def _tell_weights(
+    store: GradientStore, terms: PairTerms, settings: ConsensusSettings, progress: Progress
+) -> None:
+    """Say what the loss does to the pairs, where that is not what its name promises."""
+    if settings.loss not in ("dpo", "lp-dpo") and not store.has("ref_logp"):
+        progress.warn(
+            f"--loss {settings.loss} weighs all pairs alike here: the store has no reference "
+            "log-probabilities, so the model is its own reference"
+        )
+    flipped, silent = int((terms.weight < 0).sum()), int((terms.weight == 0).sum())
+    if flipped:
+        progress.warn(f"{flipped:,} pairs have a negative weight: the loss pushes them back")
+    if silent:
+        progress.warn(f"{silent:,} pairs have weight 0 and no part in the consensus")

@@ -5,13 +5,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jsonlines
 import numpy as np
+from numpy.typing import NDArray
 
 from congrad_cli.direction import read_consensus
 from congrad_cli.errors import StoreError, UsageError
@@ -21,7 +22,7 @@ from congrad_cli.progress import Progress
 from congrad_cli.records import LineWriter, Record, read_records
 from congrad_cli.settings import FilterSettings, RecordSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats, average_coefficients, dpo_weights, pair_scales
+from congrad_cli.weights import Floats, pair_terms
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,11 @@ def run(
     consensus, made = read_consensus(path, settings.consensus, store)
     progress.step(f"scoring {len(store):,} pairs")
     group = store.column("group")
-    weight = dpo_weights(np.zeros(len(store)), made.beta)
-    scale = pair_scales(weight, store.column("norm").astype(np.float64), made.pair_norm)
-    share = average_coefficients(group, len(store.header.groups), made)
-    score = pair_scores(store, consensus, scale, share, settings.leave_one_out)
+    terms = pair_terms(store, made)
+    score = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
     decisions = decide(score, group, settings)
     skipped = {entry["row"]: entry["code"] for entry in store.skipped()}
-    _write(store, settings, Verdicts(store, score, decisions, skipped), stdout)
+    _write(store, settings, Verdicts(store, score, decisions, skipped, terms.weight == 0), stdout)
     count = len(store.header.groups)
     return FilterSummary(
         names=store.header.groups,
@@ -78,9 +77,15 @@ class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
     def __init__(
-        self, store: GradientStore, score: Floats, decisions: Decisions, skipped: dict[int, str]
+        self,
+        store: GradientStore,
+        score: Floats,
+        decisions: Decisions,
+        skipped: dict[int, str],
+        silent: NDArray[np.bool_],
     ) -> None:
         self._store, self._score, self._decisions, self._skipped = store, score, decisions, skipped
+        self._silent = silent  # [N]: pairs of weight 0, whose score is that of their sketch
         self._digest = store.column("digest")
         self._place = np.full(store.header.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
@@ -104,6 +109,7 @@ class Verdicts:
             "score": None if np.isnan(score) else score,
             "keep": bool(self._decisions.keep[place]),
             "reason": self._decisions.reason[place],
+            **({"flag": "zero-weight"} if self._silent[place] else {}),
         }
 
     def _find(self, record: Record) -> int:
@@ -122,6 +128,9 @@ class Verdicts:
 def _write(
     store: GradientStore, settings: FilterSettings, verdicts: Verdicts, stdout: BinaryIO
 ) -> None:
+    sources = _sources(store, settings)
+    _check_outputs(settings, [path for _, path in sources])
+    records = read_records(sources, RecordSettings(**store.header.record_settings))
     with ExitStack() as stack:
         kept = stack.enter_context(_output(settings.output, stdout))
         dropped = stack.enter_context(_output(settings.dropped, None))
@@ -129,7 +138,7 @@ def _write(
         kept_lines, dropped_lines = LineWriter(kept), LineWriter(dropped)
         entries = jsonlines.Writer(scores)
         count = 0
-        for record in _source_records(store, settings):
+        for record in records:
             (kept_lines if verdicts.keep(record) else dropped_lines).write(record.raw)
             entry = verdicts.entry(record)
             if entry is not None:
@@ -143,8 +152,8 @@ def _write(
             )
 
 
-def _source_records(store: GradientStore, settings: FilterSettings) -> Iterator[Record]:
-    fields = RecordSettings(**store.header.record_settings)
+def _sources(store: GradientStore, settings: FilterSettings) -> list[tuple[str, Path]]:
+    """(name to show, path) of the data's files, which must be there."""
     if settings.data:
         sources = [(str(path), path) for path in settings.data]
     else:
@@ -155,7 +164,24 @@ def _source_records(store: GradientStore, settings: FilterSettings) -> Iterator[
                 f"{name}: the data that was sketched is not at {path} any more.",
                 "pass --data FILE with its new place",
             )
-    return read_records(sources, fields)
+    return sources
+
+
+def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
+    """No output may be written over another one or over the data."""
+    taken = {path.resolve(): "the data that was sketched" for path in sources}
+    for name in ("output", "dropped", "scores"):
+        path: Path | None = getattr(settings, name)
+        if path is None or _is_special(path):
+            continue
+        if path.resolve() in taken:
+            raise UsageError(f"--{name} {path} is {taken[path.resolve()]}.", "name another file")
+        taken[path.resolve()] = f"--{name} as well"
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe or a device: written into, never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager
@@ -165,17 +191,19 @@ def _output(path: Path | None, stdout: BinaryIO | None) -> Iterator[BinaryIO]:
         with Path(os.devnull).open("wb") as nothing:
             yield nothing
         return
-    if path is None:
+    if path is None or _is_special(path):
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            assert stdout is not None
-            shutil.copyfileobj(spool, stdout)
-            stdout.flush()
+            with nullcontext(stdout) if path is None else path.open("wb") as target:
+                assert target is not None
+                shutil.copyfileobj(spool, target)
+                target.flush()
         return
+    path = path.resolve()  # through a symbolic link: the file it names is replaced, not the link
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{path}: cannot be written; is it a folder, or in one that is missing?")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

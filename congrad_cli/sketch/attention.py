@@ -77,7 +77,10 @@ def masked_attention(  # noqa: PLR0913 (transformers fixes the signature)
     if attention_mask is None:
         length = query.shape[2]
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+    if attention_mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+    else:  # a model with mask code of its own adds
+        logits = logits + attention_mask
     if s_aux is not None:  # a learned logit per head that takes part in the softmax only
         sinks = s_aux.reshape(1, -1, 1, 1).expand(len(query), -1, query.shape[2], 1)
         logits = torch.cat([logits, sinks.to(logits.dtype)], dim=-1)

@@ -7,7 +7,7 @@ each sequence is cut at ``max_length`` from its end.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -123,50 +123,76 @@ class PairBatch:
     segments: Tensor  # [B, T]
     predictors: Tensor  # [S] flat places (row * T + column) whose state predicts a response token
     targets: Tensor  # [S] the token predicted
-    sides: Tensor  # [S] 2 * pair + (0 chosen, 1 rejected)
+    sides: Tensor  # [S] 2 * pair + (0 chosen, 1 rejected), ascending
+    weights: Tensor  # [S] weight of the token's log-probability in its answer's
     pairs: Sequence[TokenizedPair]
     shared: bool
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on another device."""
-        tensors = (self.input_ids, self.positions, self.segments, self.predictors, self.targets,
-                   self.sides)
-        ids, positions, segments, predictors, targets, sides = (
-            tensor.to(device, non_blocking=True) for tensor in tensors
-        )
-        return PairBatch(
-            ids, positions, segments, predictors, targets, sides, self.pairs, self.shared
-        )
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def sum_sides(self, values: Tensor) -> Tensor:
+        """Values of the response tokens [S], summed over each answer: [n, 2]."""
+        lengths = torch.bincount(self.sides, minlength=2 * len(self.pairs))
+        return torch.segment_reduce(values, "sum", lengths=lengths).view(-1, 2)
+
+
+def token_weights(weighting: str, length: int, other: int) -> list[float]:
+    """How much each of an answer's ``length`` tokens counts, the other answer having ``other``.
+
+    ``sum``: 1 (DPO). ``mean``: 1 / length (IPO, LN-DPO). ``ld:A``: 1 up to the shorter answer's
+    length, A beyond it (LD-DPO).
+    """
+    if weighting == "sum":
+        return [1.0] * length
+    if weighting == "mean":
+        return [1.0 / length] * length
+    shared = min(length, other)
+    return [1.0] * shared + [float(weighting.removeprefix("ld:"))] * (length - shared)
 
 
 def batch_pairs(
-    pairs: Sequence[TokenizedPair], pad_id: int, shared: bool, padding: int = 0
+    pairs: Sequence[TokenizedPair],
+    pad_id: int,
+    shared: bool,
+    padding: int = 0,
+    weighting: str = "sum",
 ) -> PairBatch:
     """Lay pairs out as rows, padded on the right to the longest and ``padding`` tokens more."""
     rows: list[tuple[list[int], list[int], list[int]]] = []
     predictors: list[tuple[int, int]] = []
     targets: list[int] = []
     sides: list[int] = []
+    weights: list[float] = []
 
-    def score(side: int, answer: list[int], start: int, before: int) -> None:
-        """Token j of the answer stands at start + j; ``before`` is the last prompt token."""
+    def score(pair: TokenizedPair, side: int, start: int) -> None:
+        """Token j of the answer stands at start + j of the last row."""
+        answer, other = (pair.chosen, pair.rejected)[:: 1 - 2 * (side % 2)]
+        weight = token_weights(weighting, len(answer), len(other))
         for offset, target in enumerate(answer):
-            place = before if offset == 0 else start + offset - 1
+            place = (len(pair.prompt) if offset == 0 else start + offset) - 1
             if place >= 0:  # a first token with nothing before it has no probability
                 predictors.append((len(rows) - 1, place))
                 targets.append(target)
                 sides.append(side)
+                weights.append(weight[offset])
 
     for index, pair in enumerate(pairs):
-        prompt, answers = len(pair.prompt), (pair.chosen, pair.rejected)
+        prompt = len(pair.prompt)
         if shared:
             rows.append(_row(pair.prompt, (pair.chosen, CHOSEN), (pair.rejected, REJECTED)))
-            score(2 * index, pair.chosen, prompt, prompt - 1)
-            score(2 * index + 1, pair.rejected, prompt + len(pair.chosen), prompt - 1)
+            score(pair, 2 * index, prompt)
+            score(pair, 2 * index + 1, prompt + len(pair.chosen))
             continue
-        for side, answer in enumerate(answers):
+        for side, answer in enumerate((pair.chosen, pair.rejected)):
             rows.append(_row(pair.prompt, (answer, CHOSEN)))
-            score(2 * index + side, answer, prompt, prompt - 1)
+            score(pair, 2 * index + side, prompt)
     width = max(len(ids) for ids, _, _ in rows) + padding
     return PairBatch(
         input_ids=_pad([ids for ids, _, _ in rows], width, pad_id),
@@ -175,6 +201,7 @@ def batch_pairs(
         predictors=torch.tensor([row * width + place for row, place in predictors]),
         targets=torch.tensor(targets),
         sides=torch.tensor(sides),
+        weights=torch.tensor(weights),
         pairs=pairs,
         shared=shared,
     )

@@ -21,7 +21,7 @@ from congrad_cli.direction import read_consensus
 from congrad_cli.filter.scores import pair_scores
 from congrad_cli.settings import ConsensusSettings, RecordSettings, SketchSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import average_coefficients, dpo_weights, pair_scales
+from congrad_cli.weights import pair_terms
 
 
 def main() -> None:
@@ -49,10 +49,8 @@ def main() -> None:
             wanted = replace(ConsensusSettings(), method=method, pair_norm=norm, name="planted")
             consensus.run(store_path, wanted, TerminalProgress(quiet=True))
             found, _ = read_consensus(store_path, "planted", store)
-            weight = dpo_weights(np.zeros(len(store)), wanted.beta)
-            scale = pair_scales(weight, store.column("norm").astype(np.float64), norm)
-            share = average_coefficients(store.column("group"), len(store.header.groups), wanted)
-            values = [split(pair_scores(store, found, scale, share, out), planted)
+            terms = pair_terms(store, wanted)
+            values = [split(pair_scores(store, found, terms.scale, terms.share, out), planted)
                       for out in (True, False)]
             print(f"{method:8} {norm:6} {values[0]:14.3f} {values[1]:12.3f}")
 

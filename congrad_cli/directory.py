@@ -1,0 +1,72 @@
+"""The folder a store lives in: may it be used, may it be replaced, where does piped data go."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from congrad_cli.errors import StoreError
+from congrad_cli.store import read_header
+
+_FOLDERS = ("shards", "skipped", "source", "consensus")
+_FILES = ("shards/r*.safetensors", "shards/.r*.tmp", "skipped/r*.jsonl", "source/stdin-*.jsonl",
+          "projection.safetensors", "consensus/*.safetensors")  # fmt: skip
+_COPY_BYTES = 1 << 20
+
+
+def check_directory(path: Path) -> None:
+    """Raise :class:`StoreError` unless a store is at ``path``, or may be made there."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
+    if not path.exists() or (path / "store.json").exists():
+        return
+    if any(item.name not in _FOLDERS for item in path.iterdir()):
+        raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
+
+
+def remove_store(path: Path, keep: Path | None = None) -> None:
+    """Remove the store at ``path``, except the file ``keep``; only what stores are made of goes."""
+    (path / "store.json").unlink(missing_ok=True)  # first: without it the rest is no store
+    for pattern in _FILES:
+        for file in path.glob(pattern):
+            if file != keep:
+                file.unlink()
+
+
+@contextlib.contextmanager
+def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
+    """Keep piped data inside the store, so that ``filter`` can give its lines back.
+
+    The file is named by its content: equal data is one file, other data leaves the store's own
+    alone. At the end the file goes again unless the store was made from it.
+    """
+    folder = path / "source"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".stdin.{os.getpid()}.tmp"
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("xb") as target:
+            while part := stream.read(_COPY_BYTES):
+                digest.update(part)
+                target.write(part)
+            target.flush()
+            os.fsync(target.fileno())
+        file = folder / f"stdin-{digest.hexdigest()[:16]}.jsonl"
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    try:
+        yield file
+    finally:
+        if not _made_from(path, file):
+            file.unlink(missing_ok=True)
+
+
+def _made_from(path: Path, file: Path) -> bool:
+    try:
+        places = [(path / source.path).resolve() for source in read_header(path).sources]
+    except StoreError:
+        return False
+    return file.resolve() in places

@@ -1,0 +1,118 @@
+"""From a batch of rows to the log-probability of every response token, and back to the states."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from congrad_cli.sketch.attention import PADDING, shared_rows
+from congrad_cli.sketch.pairs import PairBatch
+
+HEAD_ELEMENTS = 1 << 25
+"""The head is run on chunks of at most this many logits."""
+
+
+class PairForward:
+    """Body and head of one model, run apart: the head sees response positions only."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._body: nn.Module = getattr(model, model.base_model_prefix)
+
+    def states(self, batch: PairBatch) -> Tensor:
+        """The last hidden states that predict the response tokens, [S, H]."""
+        arguments: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": (batch.segments != PADDING).long(),
+        }
+        layout: AbstractContextManager[None] = nullcontext()
+        if batch.shared:
+            arguments["position_ids"] = batch.positions
+            layout = shared_rows(batch.positions, batch.segments)
+        with layout:
+            hidden: Tensor = self._body(**arguments, use_cache=False)[0]  # [B, T, H]
+        return hidden.flatten(0, 1)[batch.predictors]
+
+    def score(self, states: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability of each response token [S], and the objective's gradient [S, H].
+
+        The objective is the sum over pairs of weighted log-probabilities, chosen minus rejected.
+        The head runs on response positions only, in chunks, so that no [B, T, V] table exists.
+        """
+        logp = torch.empty(len(states), device=states.device)
+        gradient = torch.empty_like(states)
+        pull = batch.weights * (1.0 - 2.0 * (batch.sides % 2))  # chosen +, rejected -
+        with self._head() as head:
+            for part in self._chunks(states):
+                chunk = states[part].requires_grad_()
+                value = _of_targets(head(chunk), batch.targets[part])
+                (gradient[part],) = torch.autograd.grad(value @ pull[part], chunk)
+                logp[part] = value.detach()
+        return logp, gradient
+
+    @torch.no_grad()
+    def log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Summed and weighted log-probabilities of both answers, [n, 2] each; no gradient."""
+        states = self.states(batch)
+        logp = torch.empty(len(states), device=states.device)
+        with self._head() as head:
+            for part in self._chunks(states):
+                logp[part] = _of_targets(head(states[part]), batch.targets[part])
+        return batch.sum_sides(logp), batch.sum_sides(logp * batch.weights)
+
+    def _chunks(self, states: Tensor) -> Iterator[slice]:
+        step = max(1, HEAD_ELEMENTS // self._model.config.get_text_config().vocab_size)
+        for begin in range(0, len(states), step):
+            yield slice(begin, begin + step)
+
+    @contextmanager
+    def _head(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The model's own way from hidden states [s, H] to logits [s, V].
+
+        The model's forward is run with its body replaced by one that returns the given states:
+        scales, soft caps and biases are then the model's, in every architecture.
+        """
+        stand_in = _StandIn()
+        token = torch.zeros(1, 1, dtype=torch.long)
+
+        def head(states: Tensor) -> Tensor:
+            stand_in.states = states[None]
+            logits: Tensor = self._model(input_ids=token, use_cache=False).logits
+            return logits[0]
+
+        prefix = self._model.base_model_prefix
+        setattr(self._model, prefix, stand_in)
+        try:
+            yield head
+        finally:
+            setattr(self._model, prefix, self._body)
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax of ``logits`` [s, V] at ``targets`` [s], in float32."""
+    return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None]).squeeze(1)
+
+
+class _StandIn(nn.Module):
+    """Stands in for the model's body and answers with the states it was given."""
+
+    states: Tensor
+
+    def forward(self, *_: Any, **__: Any) -> "_BodyOutput":
+        return _BodyOutput(self.states)
+
+
+class _BodyOutput(tuple[Tensor]):
+    """A body's output with hidden states alone; whatever else a head may ask for is None."""
+
+    def __new__(cls, states: Tensor) -> "_BodyOutput":
+        return super().__new__(cls, (states,))
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None

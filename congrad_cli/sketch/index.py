@@ -1,0 +1,68 @@
+"""The first pass over the data: everything is validated before any weights are loaded."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.errors import InputError
+from congrad_cli.records import REF_FIELDS, read_records
+from congrad_cli.settings import RecordSettings
+from congrad_cli.store import Source
+
+
+@dataclass(frozen=True)
+class DataIndex:
+    """What the first pass over the data finds out."""
+
+    sources: list[Source]
+    groups: list[str]
+    group: NDArray[np.int32]  # [N] index into groups
+    digest: NDArray[np.uint8]  # [N, 16]
+    conversation: str | None  # FILE:LINE of the first conversational record
+    ref_logp: NDArray[np.float32] | None  # [N, 2], where the data brings a reference's
+
+    @property
+    def rows(self) -> int:
+        """N, the number of records."""
+        return len(self.group)
+
+    def fingerprint(self) -> str:
+        """One digest of all records; file names are not in it."""
+        return hashlib.sha256(self.digest.tobytes()).hexdigest()[:16]
+
+
+def index_data(sources: list[tuple[str, Path]], settings: RecordSettings) -> DataIndex:
+    """Validate every record and note groups and digests. Raises :class:`InputError`."""
+    digests, labels = bytearray(), []
+    counts = dict.fromkeys((name for name, _ in sources), 0)
+    conversation = None
+    references: list[tuple[float, float]] = []
+    for record in read_records(sources, settings):
+        digests += record.digest()
+        labels.append(record.group)
+        counts[record.source] += 1
+        if record.ref_logp is not None:
+            references.append(record.ref_logp)
+        if references and len(references) < len(labels):
+            raise InputError(
+                f"{record.source}:{record.line}: some records have {' and '.join(REF_FIELDS)}, "
+                "others have not.",
+                "give them to every record or to none",
+            )
+        if conversation is None and record.conversational:
+            conversation = f"{record.source}:{record.line}"
+    if not labels:
+        raise InputError(f"{', '.join(counts)}: no records.", "each line holds one pair, as JSON")
+    groups = sorted(set(labels))
+    number = {label: index for index, label in enumerate(groups)}
+    return DataIndex(
+        sources=[Source(name, str(path.resolve()), counts[name]) for name, path in sources],
+        groups=groups,
+        group=np.array([number[label] for label in labels], np.int32),
+        digest=np.frombuffer(bytes(digests), np.uint8).reshape(-1, 16),
+        conversation=conversation,
+        ref_logp=np.array(references, np.float32) if references else None,
+    )

@@ -1,0 +1,116 @@
+"""Runs ``congrad`` commands in forks of one process that has imported torch already.
+
+Importing torch and transformers takes 8 CPU seconds here, sketching two dozen short pairs less
+than one. A fork is still a process of its own: the real entry point with its own arguments,
+file descriptors 0, 1, 2 and exit code, which an in-process runner could not give.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+PRELOADED = (
+    "congrad_cli.cli",
+    "congrad_cli.consensus.run",
+    "congrad_cli.filter.run",
+    "congrad_cli.sketch.run",
+    "pydantic.type_adapter",
+    "rich.progress",
+    "rich.table",
+    "safetensors.numpy",
+    "transformers.integrations.sdpa_attention",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers",
+)
+"""What the commands import when they run, the tiny model's own code included."""
+
+
+class PreloadedCongrad:
+    """The side of the tests: starts the server at the first command, stops it at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "PreloadedCongrad":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.stdin.close()
+            self._server.wait(timeout=60)
+            self._server.stdout.close()
+
+    def run(
+        self, *args: object, stdin: bytes = b"", cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """As ``subprocess.run`` with captured output."""
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        streams = [self._folder / name for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_bytes(stdin)
+        request = {
+            "args": list(map(str, args)),
+            "streams": list(map(str, streams)),
+            "cwd": str(cwd or Path.cwd()),
+        }
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        out, err = (stream.read_bytes() for stream in streams[1:])
+        return subprocess.CompletedProcess(request["args"], code, out, err)
+
+
+def serve() -> None:
+    """The side of the server: one fork a request, one exit code a line."""
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):  # other versions may not have it; saves less then
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or every fork's collector would touch, and so copy, all of this memory
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _become_congrad(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    os._exit(0)  # taking torch apart again would cost another second
+
+
+def _become_congrad(request: dict[str, Any]) -> NoReturn:
+    from congrad_cli.cli import main
+
+    code: Any = 1
+    try:
+        modes = (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT | os.O_TRUNC])
+        for number, (path, mode) in enumerate(zip(request["streams"], modes, strict=True)):
+            os.dup2(os.open(path, mode, 0o600), number)
+        sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (file descriptors)
+        sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115
+        os.chdir(request["cwd"])
+        sys.argv = ["congrad", *request["args"]]
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:  # a traceback is what a user would see; the tests look for it
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    serve()

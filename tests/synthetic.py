@@ -1,0 +1,117 @@
+"""Stores of given numbers, without a model and without torch, for tests of what comes after."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.records import read_records
+from congrad_cli.settings import RecordSettings
+from congrad_cli.store import GradientStore, ShardWriter, Source, StoreHeader, create_store
+from congrad_cli.tensors import Arrays
+
+
+def unit_rows(directions: Any) -> NDArray[np.float16]:
+    """Each row divided by its length, as the store keeps it."""
+    directions = np.asarray(directions, np.float64)
+    return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float16)
+
+
+def random_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float16]:
+    """Random unit rows."""
+    return unit_rows(np.random.default_rng(seed).standard_normal((count, dim)))
+
+
+def header(rows: int, dim: int, groups: Sequence[str], source: Path | None = None) -> StoreHeader:
+    """A header as ``sketch`` would write it for ``rows`` records of ``source``."""
+    return StoreHeader(
+        model="synthetic",
+        dim=dim,
+        width=1,
+        rows=rows,
+        groups=sorted(set(groups)),
+        sources=[Source("data.jsonl", str(source), rows)] if source else [],
+        record_settings=asdict(RecordSettings()),
+        fingerprint={"data": "d", "model": {"weights": "w"}, "settings": {"seed": 0, "dim": dim}},
+    )
+
+
+def columns(
+    rows: Sequence[int], directions: Any, norms: Any, label: Any, digests: Any = None
+) -> Arrays:
+    """The shard columns of the given rows; the other arguments hold all rows."""
+    rows = np.asarray(rows, np.int64)
+    if digests is None:
+        digests = np.zeros((len(directions), 16), np.uint8)
+    return {
+        "row": rows,
+        "direction": np.asarray(directions, np.float16)[rows],
+        "norm": np.asarray(norms, np.float32)[rows],
+        "logp": np.zeros((len(rows), 2), np.float32),
+        "tokens": np.ones((len(rows), 3), np.int32),
+        "group": np.asarray(label, np.int32)[rows],
+        "digest": np.asarray(digests, np.uint8)[rows],
+    }
+
+
+def memory_store(
+    directions: Any,
+    norms: Any,
+    groups: Sequence[str],
+    shards: Iterable[Sequence[int]] | None = None,
+) -> GradientStore:
+    """An open store that lies in memory only."""
+    about = header(len(directions), len(directions[0]), groups)
+    label = [about.groups.index(group) for group in groups]
+    parts = [range(len(directions))] if shards is None else shards
+    return GradientStore(
+        Path("memory"), about, [columns(part, directions, norms, label) for part in parts]
+    )
+
+
+def write_store(
+    folder: Path,
+    directions: Any,
+    norms: Any = None,
+    groups: Sequence[str] | None = None,
+    *,
+    shards: Iterable[Sequence[int]] | None = None,
+    skipped: Sequence[int] = (),
+) -> Path:
+    """A store at ``folder/synthetic.congrad``, and ``folder/data.jsonl`` that it was made from.
+
+    Row i is ``directions[i]`` made a unit vector, with ``norms[i]`` and ``groups[i]``. ``shards``
+    lists the rows of each shard, in any order and not necessarily all; ``skipped`` rows have none.
+    """
+    count = len(directions)
+    norms = np.ones(count) if norms is None else norms
+    groups = ["en"] * count if groups is None else groups
+    data = folder / "data.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"id": f"pair-{row}", "lang": groups[row], "prompt": f"Question {row}?",
+                        "chosen": " Yes.", "rejected": " No."}) + "\n"
+            for row in range(count)
+        )
+    )
+    records = read_records([("data.jsonl", data)], RecordSettings())
+    digests = [np.frombuffer(record.digest(), np.uint8) for record in records]
+    about = header(count, len(directions[0]), groups, data)
+    label = [about.groups.index(group) for group in groups]
+    path = folder / "synthetic.congrad"
+    create_store(path, about)
+    writer = ShardWriter(path, about)
+    rows = unit_rows(directions)
+    if shards is None:
+        shards = [[row for row in range(count) if row not in set(skipped)]]
+    for part in shards:
+        writer.append(columns(part, rows, norms, label, digests))
+        writer.commit()
+    for row in skipped:
+        writer.skip(row, "data.jsonl", row + 1, "no-room", "the prompt alone is too long")
+    writer.commit()
+    return path

@@ -1,0 +1,145 @@
+"""The house rule: arrows point down, folders do not know each other, heavy imports stay inside.
+
+Linters cannot see it, so this reads every import of the package, those inside functions too.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import congrad_cli
+
+PACKAGE = Path(congrad_cli.__file__).parent
+FOLDERS = ("sketch", "consensus", "filter")
+TOP = ("__main__", "cli", "console", "demo")  # what lies above the folders
+BASE = ("settings", "errors")  # what lies below everything
+MAY_SEE_ALL_RUNS = ("cli", "demo")
+MAX_LINES = 400
+HEAVY = ("torch", "transformers", "faiss", "safetensors.torch")
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "sample_data" not in path.parts)
+
+
+def module_name(path: Path) -> str:
+    """``filter.scores`` for congrad_cli/filter/scores.py, ``filter`` for its ``__init__``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+SHARED = [name for name in MODULES if "." not in name and name not in (*FOLDERS, *TOP, "")]
+
+
+def _for_types_alone(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imported(tree: ast.AST, inside: bool) -> Iterator[str]:
+    """Dotted names of what the code imports when it runs; ``inside``: also within functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif _for_types_alone(node):
+            continue
+        elif inside or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imported(node, inside)
+
+
+def targets(name: str, inside: bool = True) -> set[str]:
+    """Which modules of the package ``name`` imports, longest known name each."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    names = {full.removeprefix("congrad_cli.") for full in imported(tree, inside)
+             if full.startswith("congrad_cli.")}
+    return {found for found in names if found in MODULES and found not in FOLDERS}
+
+
+def level(name: str) -> int:
+    """The storey of a module: 4 cli, 3 a folder's run, 2 its inside, 1 shared, 0 the base."""
+    if name in TOP:
+        return 4
+    if name in BASE or name == "":
+        return 0
+    if name.partition(".")[0] in FOLDERS:
+        return 3 if name.endswith(".run") else 2
+    return 1
+
+
+def test_the_reader_of_imports_sees_them():
+    """Guards the tests below: an empty result would pass them all."""
+    assert {"sketch.run", "filter.run", "consensus.run", "console"} <= targets("cli")
+    assert "sketch.run" not in targets("cli", inside=False)
+    assert "demo" not in targets("console")  # for types only
+    assert {"store", "records", "tensors"} <= set(SHARED)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_arrows_point_down(name):
+    """A module imports its own storey or lower ones; ``run`` is imported from above only."""
+    for target in targets(name):
+        assert level(target) <= level(name), f"{name} imports {target}"
+        if target.endswith(".run"):
+            assert name in MAY_SEE_ALL_RUNS, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_the_base_imports_nothing_of_the_package(name):
+    assert not targets(name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_folder_imports_a_sibling(name):
+    folder = name.partition(".")[0]
+    if folder in FOLDERS:
+        others = {target for target in targets(name) if target.partition(".")[0] in FOLDERS}
+        assert all(target.startswith(f"{folder}.") for target in others), others
+
+
+def test_only_the_command_line_uses_the_terminal():
+    users = {name for name in MODULES if "console" in targets(name)}
+    assert users == {"cli"}
+
+
+def test_no_two_modules_need_each_other():
+    """A cycle between shared modules would pass the storey test."""
+    arrows = {name: targets(name) for name in MODULES}
+    while True:
+        leaves = {name for name, found in arrows.items() if not found & arrows.keys()}
+        if not leaves:
+            break
+        arrows = {name: found for name, found in arrows.items() if name not in leaves}
+    assert not arrows
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("sketch")])
+def test_heavy_packages_are_not_imported_at_module_level(name):
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    found = [full for full in imported(tree, inside=False)
+             if any(full == heavy or full.startswith(f"{heavy}.") for heavy in HEAVY)]
+    assert not found
+
+
+@pytest.mark.parametrize("folder", ["consensus", "filter"])
+def test_numpy_commands_never_import_torch(folder):
+    """Not even inside a function: they run where torch is slow to load or not there."""
+    for name in MODULES:
+        if name.startswith(folder):
+            tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+            assert not [full for full in imported(tree, inside=True) if full.startswith("torch")]
+
+
+def test_files_stay_short():
+    long = {name: count for name, path in MODULES.items()
+            if (count := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES}
+    assert not long
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [name for name, path in MODULES.items()
+              if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert not silent

@@ -1,0 +1,97 @@
+"""Help is instant, numpy-only commands stay numpy-only, and every option says what it does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer.main
+from synthetic import random_rows
+
+from congrad_cli.cli import app
+
+HEAVY = ("torch", "transformers", "numpy", "faiss", "rich")
+
+# The modules go to stderr: the commands keep stdout for themselves.
+RUN_AND_LIST = """
+import json, sys
+from congrad_cli.cli import app
+try:
+    app(sys.argv[1:], prog_name="congrad")
+finally:
+    sys.stderr.write("\\n" + json.dumps(sorted(sys.modules)))
+"""
+
+# A public contract: a name that goes away breaks users' scripts, a new one wants this line.
+OPTIONS = {
+    "sketch": {
+        "DATA", "--model", "-m", "--store", "-s", "--revision", "--chat-template", "--max-length",
+        "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting", "--dtype",
+        "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
+        "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
+        "--id-field", "--language", "--quiet", "-q",
+    },
+    "consensus": {
+        "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
+        "--pair-norm", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
+        "--quiet", "-q",
+    },
+    "filter": {
+        "STORE", "--min-score", "--keep-ratio", "--keep", "--per-group", "--leave-one-out",
+        "--no-leave-one-out", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
+        "--quiet", "-q",
+    },
+    "demo": {"--threads", "--store", "-s", "--quiet", "-q"},
+}
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """The finished command, and the top-level names of what its process imported."""
+    command = [sys.executable, "-c", RUN_AND_LIST, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = json.loads(done.stderr.rpartition("\n")[2])
+    return done, {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("command", [(), ("sketch",), ("consensus",), ("filter",), ("demo",)])
+def test_help_imports_nothing_heavy(command):
+    """Numbers and models take seconds to import; help must not wait for them."""
+    done, imported = modules_after(*command, "--help")
+    assert "Usage: congrad" in done.stdout
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_consensus_and_filter_run_without_torch(make_store):
+    """Both work on files alone; in a pipe each would wait seconds for torch."""
+    store = make_store(random_rows(6, 8), groups=["de", "en"] * 3)
+    _, imported = modules_after("consensus", store)
+    assert imported.isdisjoint({"torch", "transformers", "faiss"})
+    done, imported = modules_after("filter", store, "--min-score", "-2")
+    assert done.stdout.count("\n") == 6
+    assert imported.isdisjoint({"torch", "transformers", "faiss"})
+
+
+def test_help_lists_every_command_with_one_line():
+    assert set(COMMANDS) == set(OPTIONS)
+    for command in COMMANDS.values():
+        assert command.help
+        assert "\n" not in command.help.strip()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_help(name):
+    for parameter in COMMANDS[name].params:
+        assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_are_these(name):
+    names = set()
+    for parameter in COMMANDS[name].params:
+        options = [option for option in (*parameter.opts, *parameter.secondary_opts)
+                   if option.startswith("-")]
+        names.update(options or [parameter.name.upper()])
+    assert names == OPTIONS[name]
