@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from congrad_cli import __version__, console
+from congrad_cli import __version__, console, options
 from congrad_cli.errors import CongradError, StoreError, UsageError
 from congrad_cli.settings import (
     ConsensusSettings,
@@ -102,85 +102,33 @@ def root(
     """
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
-StoreArgument = Annotated[
-    Path | None, typer.Argument(help="The store; without it, its path is read from the pipe.")
-]
-
-
 @app.command()
 def sketch(
-    data: Annotated[
-        str, typer.Argument(help="A JSONL file of preference pairs, or - for stdin.")
-    ] = "-",
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", envvar="CONGRAD_MODEL",
-                     help="A folder, a .gguf file, or a name on the Hugging Face hub."),
-    ] = "",
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", "-s", help="Where the gradients go; DATA.congrad if not given."),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit of a model on the hub.")
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|plain",
-                     help="Use this Jinja chat template instead of the tokenizer's own."),
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
-    ] = 1024,
-    dim: Annotated[int, typer.Option(min=1, help="Numbers kept of each gradient.")] = 8192,
-    width: Annotated[
-        int, typer.Option(min=1, help="Random directions that stand for a layer's input side.")
-    ] = 32,
-    leading: Annotated[
-        int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
-    ] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random projection.")] = 0,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Add this model's log-probabilities, for margins."),
-    ] = None,
-    token_weighting: Annotated[
-        str,
-        typer.Option(metavar="sum|mean|ld:A",
-                     help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
-    ] = "sum",
-    dtype: Annotated[
-        str,
-        typer.Option(metavar="auto|float32|bfloat16",
-                     help="Precision; auto: the checkpoint's on CUDA, float32 on the CPU."),
-    ] = "auto",
-    share_prompt: Annotated[
-        bool,
-        typer.Option("--share-prompt/--no-share-prompt",
-                     help="Run each prompt once for its two answers (checked at start)."),
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per batch; 2048 on the CPU, 16384 on CUDA.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a store made with other settings.")
-    ] = False,
-    prompt_field: Annotated[str, typer.Option(help="Field with the prompt.")] = "prompt",
-    chosen_field: Annotated[str, typer.Option(help="Field with the better answer.")] = "chosen",
-    rejected_field: Annotated[str, typer.Option(help="Field with the worse answer.")] = "rejected",
-    language_field: Annotated[
-        str | None, typer.Option(help="Field with the language; 'language', else 'lang'.")
-    ] = None,
-    id_field: Annotated[str, typer.Option(help="Field with the pair's id, if any.")] = "id",
-    language: Annotated[
-        str | None, typer.Option(help="The language of every pair, where no field says it.")
-    ] = None,
-    quiet: Quiet = False,
+    data: options.SketchData = "-",
+    model: options.Model = "",
+    store: options.Store = None,
+    revision: options.Revision = None,
+    chat_template: options.ChatTemplate = None,
+    max_length: options.MaxLength = 1024,
+    dim: options.Dim = 8192,
+    width: options.Width = 32,
+    leading: options.Leading = 8,
+    seed: options.SketchSeed = 0,
+    reference: options.Reference = None,
+    token_weighting: options.TokenWeighting = "sum",
+    dtype: options.Dtype = "auto",
+    share_prompt: options.SharePrompt = True,
+    device: options.Device = "auto",
+    batch_tokens: options.BatchTokens = None,
+    threads: options.SketchThreads = None,
+    overwrite: options.Overwrite = False,
+    prompt_field: options.PromptField = "prompt",
+    chosen_field: options.ChosenField = "chosen",
+    rejected_field: options.RejectedField = "rejected",
+    language_field: options.LanguageField = None,
+    id_field: options.IdField = "id",
+    language: options.Language = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compress the gradient of every pair into a store; print the store's path."""
     out = console.reserve_stdout()
@@ -188,6 +136,8 @@ def sketch(
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: pass auto, float32 or bfloat16.")
+    if language is not None and not language.strip():
+        raise UsageError("--language is empty.", 'name one, such as "de"')
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
@@ -209,54 +159,35 @@ def sketch(
     os.environ.setdefault("TQDM_DISABLE", "1")
     piped = piped_data(path, sys.stdin.buffer) if data == "-" else nullcontext(Path(data))
     with piped as file:
+        # What needs no torch comes first: a typo should not cost the seconds of its import.
+        from congrad_cli.sketch.index import check_settings, index_data
+        from congrad_cli.sketch.source import find_model
+
+        check_settings(settings)
+        find_model(model, revision)
+        index = index_data([("stdin" if data == "-" else data, file)], fields)
         from congrad_cli.sketch.run import run
 
-        source = ("stdin" if data == "-" else data, file)
-        run([source], path, settings, fields, progress)
+        run(index, path, settings, progress)
     _print_path(path, out)
 
 
 @app.command()
 def consensus(
-    store: StoreArgument = None,
-    method: Annotated[
-        str,
-        typer.Option(metavar="pcgrad|mean",
-                     help="How groups are reconciled: gradient surgery, or their plain mean."),
-    ] = "pcgrad",
-    orders: Annotated[
-        int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
-    ] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of these orders.")] = 0,
-    average: Annotated[
-        str,
-        typer.Option(metavar="mean|ema",
-                     help="Average inside a group: all pairs alike, or the paper's moving one."),
-    ] = "mean",
-    ema_decay: Annotated[
-        float, typer.Option(min=0.0, max=0.999999, help="Decay of the moving average.")
-    ] = 0.9,
-    ema_batch: Annotated[
-        int, typer.Option(min=1, help="Pairs per mini-batch of the moving average.")
-    ] = 8,
-    pair_norm: Annotated[
-        str,
-        typer.Option(metavar="raw|unit",
-                     help="raw: gradients as they are; unit: every pair pulls equally."),
-    ] = "raw",
-    loss: Annotated[
-        str,
-        typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
-    ] = "dpo",
-    beta: Annotated[float, typer.Option(min=1e-9, help="beta of the loss.")] = 0.1,
-    length_penalty: Annotated[
-        float, typer.Option(help="lp-dpo: alpha, per token that chosen is longer than rejected.")
-    ] = 0.01,
-    label_smoothing: Annotated[
-        float, typer.Option(min=0.0, max=0.499999, help="robust: share of wrong labels assumed.")
-    ] = 0.1,
-    name: Annotated[str, typer.Option(help="Name of the result inside the store.")] = "default",
-    quiet: Quiet = False,
+    store: options.StoreArgument = None,
+    method: options.Method = "pcgrad",
+    orders: options.Orders = 32,
+    seed: options.ConsensusSeed = 0,
+    average: options.Average = "mean",
+    ema_decay: options.EmaDecay = 0.9,
+    ema_batch: options.EmaBatch = 8,
+    pair_norm: options.PairNorm = "raw",
+    loss: options.Loss = "dpo",
+    beta: options.Beta = 0.1,
+    length_penalty: options.LengthPenalty = 0.01,
+    label_smoothing: options.LabelSmoothing = 0.1,
+    name: options.Name = "default",
+    quiet: options.Quiet = False,
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
     out = console.reserve_stdout()
@@ -280,38 +211,18 @@ def consensus(
 
 @app.command("filter")
 def filter_pairs(
-    store: StoreArgument = None,
-    min_score: Annotated[
-        float | None, typer.Option(help="Keep pairs with at least this score; 0 if no rule given.")
-    ] = None,
-    keep_ratio: Annotated[
-        float | None, typer.Option(help="Keep this share of the pairs, the best ones.")
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Keep this many pairs, the best ones.")] = None,
-    per_group: Annotated[
-        bool, typer.Option("--per-group", help="Apply the rule inside each group.")
-    ] = False,
-    leave_one_out: Annotated[
-        bool,
-        typer.Option("--leave-one-out/--no-leave-one-out",
-                     help="Score each pair against the consensus of the others."),
-    ] = True,
-    consensus_name: Annotated[
-        str, typer.Option("--consensus", metavar="NAME", help="Which consensus of the store.")
-    ] = "default",
-    data: Annotated[
-        Path | None, typer.Option(help="The data that was sketched, if it lies elsewhere now.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout.")
-    ] = None,
-    dropped: Annotated[
-        Path | None, typer.Option(help="Write the other lines here, as they were.")
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Write one JSON object per pair here: score and reason.")
-    ] = None,
-    quiet: Quiet = False,
+    store: options.StoreArgument = None,
+    min_score: options.MinScore = None,
+    keep_ratio: options.KeepRatio = None,
+    keep: options.Keep = None,
+    per_group: options.PerGroup = False,
+    leave_one_out: options.LeaveOneOut = True,
+    consensus_name: options.WhichConsensus = "default",
+    data: options.FilterData = None,
+    output: options.Output = None,
+    dropped: options.Dropped = None,
+    scores: options.Scores = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()
@@ -333,18 +244,16 @@ def filter_pairs(
 
 @app.command()
 def demo(
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    store: Annotated[
-        Path | None, typer.Option("--store", "-s", help="Keep the demo's store here.")
-    ] = None,
-    quiet: Quiet = False,
+    pairs: options.Pairs = 180,
+    threads: options.DemoThreads = 1,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Run all three steps on the bundled pairs and model, offline, and show what was dropped."""
+    """Run all three steps on bundled pairs and a bundled model, offline; show what was dropped."""
     console.reserve_stdout()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     from congrad_cli.demo import run
 
-    console.show_demo(run(store, threads, console.TerminalProgress(quiet)))
+    console.show_demo(run(pairs, threads, console.TerminalProgress(quiet)))
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

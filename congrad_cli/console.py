@@ -140,14 +140,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
 
     person = on_terminal()
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if person else None,
-                 title_style="bold" if person else "")
+    grid = Table(box=box.SIMPLE_HEAD if person else None)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
     # off a terminal nobody can scroll sideways: lines are as wide as they need to be
-    Console(stderr=True, width=None if person else 400, highlight=False, markup=False).print(grid)
+    target = Console(stderr=True, width=None if person else 400, highlight=False, markup=False)
+    target.print(title, style="bold" if person else None)  # a table's own title wraps to its width
+    target.print(grid)
 
 
 
@@ -171,8 +172,10 @@ def show_consensus(summary: "ConsensusSummary", method: str) -> None:
         )
     conflicts = int((summary.conflict < 0).sum()) // 2
     pairs = len(summary.names) * (len(summary.names) - 1) // 2
-    say("consensus", f"{conflicts} of {pairs} pairs of groups conflict; "
-        f"the least cosine to the consensus is {summary.cosine.min():+.3f}.")
+    least = min((cos, name) for cos, name, norm in zip(
+        summary.cosine.tolist(), summary.names, summary.norm.tolist(), strict=True) if norm > 0)
+    say("consensus", f"{conflicts} of {pairs} pairs of groups conflict; the least cosine to the "
+        f"consensus is {least[0]:+.3f} ({least[1]}).")
 
 
 def show_filter(summary: "FilterSummary") -> None:
@@ -182,7 +185,7 @@ def show_filter(summary: "FilterSummary") -> None:
         ("group", "pairs", "kept", "share", "median score"),
         [
             (name, f"{pairs:,}", f"{kept:,}", f"{kept / pairs:.0%}" if pairs else "-",
-             f"{median:+.3f}")
+             "-" if math.isnan(median) else f"{median:+.3f}")
             for name, pairs, kept, median in zip(
                 summary.names, summary.pairs, summary.kept, summary.median, strict=True)
         ],
@@ -195,7 +198,6 @@ def show_filter(summary: "FilterSummary") -> None:
 
 def show_demo(result: "DemoResult") -> None:
     """What the demo kept and dropped, and one pair of each."""
-    show_consensus(result.consensus, "pcgrad")
     show_filter(result.filter)
     for title, pair in (("kept", result.best), ("dropped", result.worst)):
         say(f"most clearly {title}", f"{pair['group']}, score {pair['score']:+.3f}",

@@ -3,8 +3,8 @@
 import io
 import json
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings, SketchSettings
+from congrad_cli.sketch.index import index_data
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,26 @@ def sample_data() -> Path:
     raise UsageError("the bundled sample data is not installed.", "reinstall congrad-cli")
 
 
-def run(store: Path | None, threads: int, progress: Progress) -> DemoResult:
-    """Sketch, reconcile, filter; then compare with the labels that the steps never read."""
+def run(pairs: int, threads: int, progress: Progress) -> DemoResult:
+    """Sketch, reconcile, filter the first ``pairs`` bundled pairs (they are mixed by language).
+
+    Only then are the results compared with the labels that none of the steps reads.
+    """
     folder = sample_data()
-    data = folder / "preferences.jsonl"
-    keeper = nullcontext(str(store)) if store else tempfile.TemporaryDirectory(prefix="congrad-")
-    with keeper as place:
-        path = Path(place) if store else Path(place) / "demo.congrad"
+    with tempfile.TemporaryDirectory(prefix="congrad-") as place:
+        data, store, scores = (Path(place) / name for name in ("pairs.jsonl", "store", "scores"))
+        with (folder / "preferences.jsonl").open("rb") as bundled:
+            lines = list(islice(bundled, pairs))
+        data.write_bytes(b"".join(lines))
+        index = index_data([(data.name, data)], RecordSettings())
         from congrad_cli.sketch import run as sketch
 
         settings = SketchSettings(model=str(folder / "tiny-model"), device="cpu", threads=threads)
-        sketch.run([(data.name, data)], path, settings, RecordSettings(), progress)
-        agreed = consensus.run(path, ConsensusSettings(), progress)
-        scores = path.parent / f".{path.name}.scores.jsonl"
-        try:
-            kept = filtering.run(path, FilterSettings(scores=scores), io.BytesIO(), progress)
-            entries = [json.loads(line) for line in scores.read_bytes().splitlines()]
-        finally:
-            scores.unlink(missing_ok=True)
-    return _result(agreed, kept, entries, [json.loads(line) for line in data.open("rb")])
+        sketch.run(index, store, settings, progress)
+        agreed = consensus.run(store, ConsensusSettings(), progress)
+        kept = filtering.run(store, FilterSettings(scores=scores), io.BytesIO(), progress)
+        entries = [json.loads(line) for line in scores.read_bytes().splitlines()]
+    return _result(agreed, kept, entries, [json.loads(line) for line in lines])
 
 
 def _result(

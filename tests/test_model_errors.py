@@ -9,9 +9,10 @@ from huggingface_hub import errors as hub
 
 from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
 from congrad_cli.records import parse_record
-from congrad_cli.settings import RecordSettings, SketchSettings
+from congrad_cli.settings import RecordSettings
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.pairs import tokenize
+from congrad_cli.sketch.source import ModelSource, find_model
 
 
 def raised_by_transformers(cause: Exception) -> OSError:
@@ -38,7 +39,7 @@ def raised_by_transformers(cause: Exception) -> OSError:
 def test_hub_errors_name_the_cure(
     kind: type[Exception], message: str, cures: tuple[str, ...]
 ) -> None:
-    source = models.ModelSource("org/m", "org/m", None, None)
+    source = ModelSource("org/m", "org/m", None, None)
     cause = kind.__new__(kind)  # their constructors want a response of the hub's own client
     with pytest.raises(ModelError) as error, models._explained(source):
         raise raised_by_transformers(cause)
@@ -50,13 +51,13 @@ def test_hub_errors_name_the_cure(
 
 def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"without config\.json"):
-        models.find_model(SketchSettings(model=str(tmp_path)))
+        find_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere.gguf"])
 def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match="no such"):
-        models.find_model(SketchSettings(model=name))
+        find_model(name)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path, sample_data: Path) -> None:
@@ -64,7 +65,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, sample_data: Path) -> None:
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
-    source = models.find_model(SketchSettings(model=str(tmp_path)))
+    source = find_model(str(tmp_path))
     with pytest.raises(ModelError) as error:
         models.load_model(source, torch.device("cpu"), torch.float32)
     assert any("safetensors" in hint for hint in error.value.hints)
@@ -78,14 +79,14 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, sample_data: 
         "AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    source = models.find_model(SketchSettings(model=str(tmp_path)))
+    source = find_model(str(tmp_path))
     with pytest.raises(ModelError):
         models.load_model(source, torch.device("cpu"), torch.float32)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) -> None:
-    source = models.find_model(SketchSettings(model=str(sample_data / "tiny-model")))
+    source = find_model(str(sample_data / "tiny-model"))
     tokenizer = models.load_tokenizer(source, None)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     turn = [{"role": "user", "content": "a"}]
@@ -99,7 +100,7 @@ def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) ->
 
 
 def test_unreadable_template_file_and_impossible_device(tmp_path: Path, sample_data: Path) -> None:
-    source = models.find_model(SketchSettings(model=str(sample_data / "tiny-model")))
+    source = find_model(str(sample_data / "tiny-model"))
     with pytest.raises(UsageError, match="cannot be read"):
         models.load_tokenizer(source, str(tmp_path / "missing.jinja"))
     with pytest.raises(CongradError, match="--device warp"):
@@ -107,7 +108,7 @@ def test_unreadable_template_file_and_impossible_device(tmp_path: Path, sample_d
 
 
 def test_dtype_auto_is_float32_on_the_cpu(sample_data: Path) -> None:
-    source = models.find_model(SketchSettings(model=str(sample_data / "tiny-model")))
+    source = find_model(str(sample_data / "tiny-model"))
     assert models.choose_dtype(source, "auto", torch.device("cpu")) == torch.float32
     assert models.choose_dtype(source, "auto", torch.device("cuda")) == torch.bfloat16
     assert models.choose_dtype(source, "bfloat16", torch.device("cpu")) == torch.bfloat16

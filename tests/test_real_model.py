@@ -16,8 +16,9 @@ import torch
 from congrad_cli.records import read_records
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
-from congrad_cli.sketch.model import block_linears, find_model, load_model, load_tokenizer
+from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
 from congrad_cli.sketch.pairs import tokenize
+from congrad_cli.sketch.source import find_model
 from congrad_cli.store import GradientStore
 
 PAIRS = 24
@@ -41,7 +42,7 @@ def test_fidelity_and_log_probs_of_the_command(sample_data: Path, tmp_path: Path
     rows = store.column("direction").astype(np.float64)
 
     settings = SketchSettings(model=model_path)
-    source = find_model(settings)
+    source = find_model(settings.model)
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = block_linears(model)

@@ -18,9 +18,10 @@ from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.model import block_linears, find_model, load_model, load_tokenizer
+from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, cut_batches, tokenize
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.source import find_model
 
 VOCABULARY = 101
 
@@ -146,7 +147,7 @@ def test_batches_hold_the_budget_and_every_pair_once() -> None:
 def test_fidelity_of_cosines_on_the_bundled_model(sample_data: Path) -> None:
     """RMSE of the cosines between rows against exact gradients: at most 1.4 / sqrt(D)."""
     settings = SketchSettings(model=str(sample_data / "tiny-model"))
-    source = find_model(settings)
+    source = find_model(settings.model)
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = block_linears(model)

@@ -41,7 +41,7 @@ OPTIONS = {
         "--no-leave-one-out", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
         "--quiet", "-q",
     },
-    "demo": {"--threads", "--store", "-s", "--quiet", "-q"},
+    "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }
 
 COMMANDS = typer.main.get_command(app).commands
@@ -95,3 +95,16 @@ def test_the_options_are_these(name):
                    if option.startswith("-")]
         names.update(options or [parameter.name.upper()])
     assert names == OPTIONS[name]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "code"), [("{}", ".", 8), ("{}", "nowhere.gguf", 8), ("{", "org/name", 3)]
+)
+def test_a_wrong_path_or_line_is_reported_before_torch_is_imported(data, model, code, tmp_path):
+    """Seconds of waiting for a typo are seconds too many."""
+    (tmp_path / "pairs.jsonl").write_text(data)
+    command = [sys.executable, "-c", RUN_AND_LIST, "sketch", "pairs.jsonl", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    names = {name.partition(".")[0] for name in json.loads(done.stderr.rpartition("\n")[2])}
+    assert not names & {"torch", "transformers"}

@@ -34,6 +34,11 @@ def check_rule(settings: FilterSettings) -> None:
         raise UsageError(f"{names} are two rules.", "give one of --min-score, --keep-ratio, --keep")
     if settings.min_score is not None and math.isnan(settings.min_score):
         raise UsageError(f"--min-score {settings.min_score} is not a number.")
+    if settings.per_group and settings.keep_ratio is None and settings.keep is None:
+        raise UsageError(
+            "--per-group changes nothing where every pair is judged by its own score.",
+            "give --keep-ratio or --keep with it",
+        )
     if settings.keep_ratio is not None and not 0 <= settings.keep_ratio <= 1:
         raise UsageError(f"--keep-ratio {settings.keep_ratio} is not between 0 and 1.")
     if settings.keep is not None and settings.keep < 0:

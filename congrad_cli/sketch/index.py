@@ -1,15 +1,16 @@
-"""The first pass over the data: everything is validated before any weights are loaded."""
+"""What can be refused without torch: settings, and in a first pass every record of the data."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.errors import InputError
-from congrad_cli.records import REF_FIELDS, read_records
-from congrad_cli.settings import RecordSettings
+from congrad_cli.errors import InputError, UsageError
+from congrad_cli.records import REF_FIELDS, Record, read_records
+from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.store import Source
 
 
@@ -17,7 +18,8 @@ from congrad_cli.store import Source
 class DataIndex:
     """What the first pass over the data finds out."""
 
-    sources: list[Source]
+    sources: list[Source]  # with resolved paths
+    fields: RecordSettings
     groups: list[str]
     group: NDArray[np.int32]  # [N] index into groups
     digest: NDArray[np.uint8]  # [N, 16]
@@ -29,13 +31,21 @@ class DataIndex:
         """N, the number of records."""
         return len(self.group)
 
+    def records(self) -> Iterator[Record]:
+        """Read the data once more."""
+        places = [(source.name, Path(source.path)) for source in self.sources]
+        return read_records(places, self.fields)
+
     def fingerprint(self) -> str:
         """One digest of all records; file names are not in it."""
         return hashlib.sha256(self.digest.tobytes()).hexdigest()[:16]
 
 
 def index_data(sources: list[tuple[str, Path]], settings: RecordSettings) -> DataIndex:
-    """Validate every record and note groups and digests. Raises :class:`InputError`."""
+    """Validate every record and note groups and digests. Raises :class:`InputError`.
+
+    ``sources`` holds (name to show, path) of every data file.
+    """
     digests, labels = bytearray(), []
     counts = dict.fromkeys((name for name, _ in sources), 0)
     conversation = None
@@ -60,9 +70,26 @@ def index_data(sources: list[tuple[str, Path]], settings: RecordSettings) -> Dat
     number = {label: index for index, label in enumerate(groups)}
     return DataIndex(
         sources=[Source(name, str(path.resolve()), counts[name]) for name, path in sources],
+        fields=settings,
         groups=groups,
         group=np.array([number[label] for label in labels], np.int32),
         digest=np.frombuffer(bytes(digests), np.uint8).reshape(-1, 16),
         conversation=conversation,
         ref_logp=np.array(references, np.float32) if references else None,
     )
+
+
+def check_settings(settings: SketchSettings) -> None:
+    """Raise :class:`UsageError` where options do not make sense together."""
+    if settings.dim % settings.width:
+        raise UsageError(f"--dim {settings.dim} is not a multiple of --width {settings.width}.")
+    kind, colon, share = settings.token_weighting.partition(":")
+    try:
+        fine = kind == "ld" and 0 <= float(share) <= 1 if colon else kind in ("sum", "mean")
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(
+            f"--token-weighting {settings.token_weighting}: pass sum, mean or ld:A.",
+            "A, between 0 and 1, is the weight of tokens beyond the shorter answer's length",
+        )

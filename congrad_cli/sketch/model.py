@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from congrad_cli.errors import ModelError, UsageError
-from congrad_cli.settings import SketchSettings
+from congrad_cli.sketch.source import ModelSource
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -26,44 +25,6 @@ PLAIN_TEMPLATE = (
 """``--chat-template plain``: "User: ...", a blank line, "Assistant: ..." and the end token."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model comes from: what ``from_pretrained`` takes, and what the user wrote."""
-
-    name: str
-    location: str
-    gguf_file: str | None
-    revision: str | None
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for every ``from_pretrained``. Repository code is never run."""
-        arguments: dict[str, Any] = {"trust_remote_code": False}
-        if self.gguf_file:
-            arguments["gguf_file"] = self.gguf_file
-        if self.revision:
-            arguments["revision"] = self.revision
-        return arguments
-
-
-def find_model(settings: SketchSettings) -> ModelSource:
-    """A folder, a ``.gguf`` file, or else a name on the hub."""
-    path = Path(settings.model)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"{settings.model}: no such file.", "pass a .gguf file that exists")
-        return ModelSource(settings.model, str(path.parent), path.name, None)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(
-            f"{settings.model}: a folder without config.json.",
-            "pass the folder that save_pretrained wrote, or a .gguf file",
-        )
-    name = settings.model
-    looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
-    if looks_local and not path.exists():
-        raise ModelError(f"{settings.model}: no such folder.", "check the path")
-    return ModelSource(settings.model, settings.model, None, settings.revision)
 
 
 @contextmanager

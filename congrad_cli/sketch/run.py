@@ -11,37 +11,28 @@ from congrad_cli import __version__
 from congrad_cli.directory import remove_store
 from congrad_cli.errors import UsageError
 from congrad_cli.progress import Progress
-from congrad_cli.records import read_records
-from congrad_cli.settings import RecordSettings, SketchSettings, fingerprint_fields
+from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import stored_directions
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.index import DataIndex, index_data
+from congrad_cli.sketch.index import DataIndex, check_settings
 from congrad_cli.sketch.job import Reference, SketchJob
+from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.store import GradientStore, ShardWriter, Source, StoreHeader, create_store
 
 
-def run(
-    sources: list[tuple[str, Path]],
-    store: Path,
-    settings: SketchSettings,
-    fields: RecordSettings,
-    progress: Progress,
-) -> Path:
-    """Sketch every pair of the data into ``store``; returns its path once all is committed.
+def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
+    """Sketch every pair of the indexed data into ``store``; its path once all is committed.
 
-    ``sources`` holds (name to show, path) of every data file. Everything that can be refused is
-    refused before the weights are loaded.
+    Everything that can be refused is refused before the weights are loaded.
     """
-    _check_settings(settings)
+    check_settings(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    source = models.find_model(settings)
+    source = find_model(settings.model, settings.revision)
     tokenizer = models.load_tokenizer(source, settings.chat_template)
-    progress.step("reading the data")
-    index = index_data(sources, fields)
     if index.conversation:
         models.require_template(tokenizer, source, index.conversation)
     device = models.choose_device(settings.device)
@@ -54,7 +45,7 @@ def run(
         rows=index.rows,
         groups=index.groups,
         sources=[_placed(item, store) for item in index.sources],
-        record_settings=asdict(fields),
+        record_settings=asdict(index.fields),
         fingerprint={
             "data": index.fingerprint(),
             "model": models.model_fingerprint(source, tokenizer),
@@ -75,7 +66,7 @@ def run(
     )
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
-        remove_store(store, keep=sources[0][1])
+        remove_store(store, keep=Path(index.sources[0].path))
     create_store(store, header)
     existing = GradientStore.open(store)
     done = np.zeros(index.rows, bool)
@@ -95,7 +86,7 @@ def run(
         with PairSketcher(model, layers, scheme) as sketcher:
             writer = ShardWriter(store, header)
             job = SketchJob(settings, sketcher, reference, tokenizer, writer, index, done)
-            job.work(read_records(sources, fields), shared, progress)
+            job.work(index.records(), shared, progress)
     return store
 
 
@@ -106,24 +97,9 @@ def _placed(source: Source, store: Path) -> Source:
     return replace(source, path=str(path.relative_to(store.resolve()))) if inside else source
 
 
-def _check_settings(settings: SketchSettings) -> None:
-    if settings.dim % settings.width:
-        raise UsageError(f"--dim {settings.dim} is not a multiple of --width {settings.width}.")
-    kind, colon, share = settings.token_weighting.partition(":")
-    try:
-        fine = kind == "ld" and 0 <= float(share) <= 1 if colon else kind in ("sum", "mean")
-    except ValueError:
-        fine = False
-    if not fine:
-        raise UsageError(
-            f"--token-weighting {settings.token_weighting}: pass sum, mean or ld:A.",
-            "A, between 0 and 1, is the weight of tokens beyond the shorter answer's length",
-        )
-
-
 def _reference(
     settings: SketchSettings, index: DataIndex, progress: Progress
-) -> models.ModelSource | None:
+) -> ModelSource | None:
     """The model that gives reference log-probabilities; None where the data does, or nothing."""
     if settings.reference is None:
         if index.ref_logp is not None and settings.token_weighting.startswith("ld:"):
@@ -135,7 +111,7 @@ def _reference(
         return None
     if index.ref_logp is not None:
         progress.warn("--reference is used; the data's own reference log-probabilities are not")
-    return models.find_model(replace(settings, model=settings.reference, revision=None))
+    return find_model(settings.reference)
 
 
 def _optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:

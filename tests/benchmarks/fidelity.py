@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from congrad_cli.records import read_records
-from congrad_cli.settings import RecordSettings, SketchSettings
+from congrad_cli.settings import RecordSettings
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.exact import exact_gradient
-from congrad_cli.sketch.model import block_linears, find_model, load_model, load_tokenizer
+from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
 from congrad_cli.sketch.pairs import TokenizedPair, tokenize
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.source import find_model
 
 
 def cosines(rows: list[np.ndarray]) -> np.ndarray:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = find_model(SketchSettings(model=args.model))
+    source = find_model(args.model)
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = block_linears(model)

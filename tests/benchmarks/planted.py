@@ -20,6 +20,7 @@ from congrad_cli.demo import auroc
 from congrad_cli.direction import read_consensus
 from congrad_cli.filter.scores import pair_scores
 from congrad_cli.settings import ConsensusSettings, RecordSettings, SketchSettings
+from congrad_cli.sketch.index import index_data
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import pair_terms
 
@@ -35,8 +36,8 @@ def main() -> None:
 
     progress = TerminalProgress(quiet=False)
     settings = SketchSettings(model=args.model, device="cpu", threads=1)
-    store_path = sketch([(args.data.name, args.data)], args.store, settings, RecordSettings(),
-                        progress)
+    index = index_data([(args.data.name, args.data)], RecordSettings())
+    store_path = sketch(index, args.store, settings, progress)
     store = GradientStore.open(store_path)
     records = [json.loads(line) for line in args.data.open("rb")]
     planted = np.array([records[row]["planted"] for row in store.row])

@@ -1,0 +1,162 @@
+"""The words of the command line: every option's type, name and help, by command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+StoreArgument = Annotated[
+    Path | None, typer.Argument(help="The store; without it, its path is read from the pipe.")
+]
+
+# --- sketch ------------------------------------------------------------------------------------
+
+SketchData = Annotated[
+    str, typer.Argument(help="A JSONL file of preference pairs, or - for stdin.")
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", envvar="CONGRAD_MODEL",
+                 help="A folder, a .gguf file, or a name on the Hugging Face hub."),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", "-s", help="Where the gradients go; DATA.congrad if not given."),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of a model on the hub.")
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|plain",
+                 help="Use this Jinja chat template instead of the tokenizer's own."),
+]
+MaxLength = Annotated[
+    int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
+]
+Dim = Annotated[int, typer.Option(min=1, help="Numbers kept of each gradient.")]
+Width = Annotated[
+    int, typer.Option(min=1, help="Random directions that stand for a layer's input side.")
+]
+Leading = Annotated[
+    int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
+]
+SketchSeed = Annotated[int, typer.Option(min=0, help="Seed of the random projection.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Add this model's log-probabilities, for margins."),
+]
+TokenWeighting = Annotated[
+    str,
+    typer.Option(metavar="sum|mean|ld:A",
+                 help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(metavar="auto|float32|bfloat16",
+                 help="Precision; auto: the checkpoint's on CUDA, float32 on the CPU."),
+]
+SharePrompt = Annotated[
+    bool,
+    typer.Option("--share-prompt/--no-share-prompt",
+                 help="Run each prompt once for its two answers (checked at start)."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens per batch; 2048 on the CPU, 16384 on CUDA.")
+]
+SketchThreads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a store made with other settings.")
+]
+PromptField = Annotated[str, typer.Option(help="Field with the prompt.")]
+ChosenField = Annotated[str, typer.Option(help="Field with the better answer.")]
+RejectedField = Annotated[str, typer.Option(help="Field with the worse answer.")]
+LanguageField = Annotated[
+    str | None, typer.Option(help="Field with the language; 'language', else 'lang'.")
+]
+IdField = Annotated[str, typer.Option(help="Field with the pair's id, if any.")]
+Language = Annotated[
+    str | None, typer.Option(help="The language of every pair, where no field says it.")
+]
+
+# --- consensus ---------------------------------------------------------------------------------
+
+Method = Annotated[
+    str,
+    typer.Option(metavar="pcgrad|mean",
+                 help="How groups are reconciled: gradient surgery, or their plain mean."),
+]
+Orders = Annotated[
+    int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
+]
+ConsensusSeed = Annotated[int, typer.Option(min=0, help="Seed of these orders.")]
+Average = Annotated[
+    str,
+    typer.Option(metavar="mean|ema",
+                 help="Average inside a group: all pairs alike, or the paper's moving one."),
+]
+EmaDecay = Annotated[
+    float, typer.Option(min=0.0, max=0.999999, help="Decay of the moving average.")
+]
+EmaBatch = Annotated[
+    int, typer.Option(min=1, help="Pairs per mini-batch of the moving average.")
+]
+PairNorm = Annotated[
+    str,
+    typer.Option(metavar="raw|unit",
+                 help="raw: gradients as they are; unit: every pair pulls equally."),
+]
+Loss = Annotated[
+    str,
+    typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
+]
+Beta = Annotated[float, typer.Option(min=1e-9, help="beta of the loss.")]
+LengthPenalty = Annotated[
+    float, typer.Option(help="lp-dpo: alpha, per token that chosen is longer than rejected.")
+]
+LabelSmoothing = Annotated[
+    float, typer.Option(min=0.0, max=0.499999, help="robust: share of wrong labels assumed.")
+]
+Name = Annotated[str, typer.Option(help="Name of the result inside the store.")]
+
+# --- filter ------------------------------------------------------------------------------------
+
+MinScore = Annotated[
+    float | None, typer.Option(help="Keep pairs with at least this score; 0 if no rule given.")
+]
+KeepRatio = Annotated[
+    float | None, typer.Option(help="Keep this share of the pairs, the best ones.")
+]
+Keep = Annotated[int | None, typer.Option(help="Keep this many pairs, the best ones.")]
+PerGroup = Annotated[
+    bool, typer.Option("--per-group", help="Apply the rule inside each group.")
+]
+LeaveOneOut = Annotated[
+    bool,
+    typer.Option("--leave-one-out/--no-leave-one-out",
+                 help="Score each pair against the consensus of the others."),
+]
+WhichConsensus = Annotated[
+    str, typer.Option("--consensus", metavar="NAME", help="Which consensus of the store.")
+]
+FilterData = Annotated[
+    Path | None, typer.Option(help="The data that was sketched, if it lies elsewhere now.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout.")
+]
+Dropped = Annotated[
+    Path | None, typer.Option(help="Write the other lines here, as they were.")
+]
+Scores = Annotated[
+    Path | None, typer.Option(help="Write one JSON object per pair here: score and reason.")
+]
+
+# --- demo --------------------------------------------------------------------------------------
+
+Pairs = Annotated[int, typer.Option(min=18, help="How many of the bundled pairs.")]
+DemoThreads = Annotated[int, typer.Option(min=1, help="CPU threads.")]

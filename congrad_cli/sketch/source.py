@@ -1,0 +1,44 @@
+"""Where a model comes from. Without torch, so that a wrong path is reported at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from congrad_cli.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from: what ``from_pretrained`` takes, and what the user wrote."""
+
+    name: str
+    location: str
+    gguf_file: str | None
+    revision: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every ``from_pretrained``. Repository code is never run."""
+        arguments: dict[str, Any] = {"trust_remote_code": False}
+        if self.gguf_file:
+            arguments["gguf_file"] = self.gguf_file
+        if self.revision:
+            arguments["revision"] = self.revision
+        return arguments
+
+
+def find_model(name: str, revision: str | None = None) -> ModelSource:
+    """A folder, a ``.gguf`` file, or else a name on the hub."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{name}: no such file.", "pass a .gguf file that exists")
+        return ModelSource(name, str(path.parent), path.name, None)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{name}: a folder without config.json.",
+            "pass the folder that save_pretrained wrote, or a .gguf file",
+        )
+    looks_local = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if looks_local and not path.exists():
+        raise ModelError(f"{name}: no such folder.", "check the path")
+    return ModelSource(name, name, None, revision)
