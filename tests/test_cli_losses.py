@@ -9,7 +9,7 @@ from congrad_cli.store import GradientStore
 
 
 @pytest.fixture(scope="module")
-def with_reference(congrad, sample_data, small_pairs, tmp_path_factory):
+def with_reference(forked_congrad, sample_data, small_pairs, tmp_path_factory):
     """A store with a reference's log-probabilities; the reference is a perturbed policy."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,9 +23,10 @@ def with_reference(congrad, sample_data, small_pairs, tmp_path_factory):
     model.save_pretrained(root / "model")
     AutoTokenizer.from_pretrained(sample_data / "tiny-model").save_pretrained(root / "model")
     store = root / "s.congrad"
-    done = congrad("sketch", small_pairs, "--model", sample_data / "tiny-model", "--store", store,
-                   "--reference", root / "model", "--token-weighting", "mean", "--dim", 512,
-                   "--width", 8, "--threads", 1)  # fmt: skip
+    done = forked_congrad(
+        "sketch", small_pairs, "--model", sample_data / "tiny-model", "--store", store,
+        "--reference", root / "model", "--token-weighting", "mean", "--dim", 512, "--width", 8,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     return store
 
@@ -40,32 +41,32 @@ def test_reference_and_weighted_log_probs_are_stored(with_reference):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "lp-dpo", "ipo", "hinge", "robust"])
-def test_every_loss_works_on_one_sketch(congrad, with_reference, loss):
+def test_every_loss_works_on_one_sketch(forked_congrad, with_reference, loss):
     named = ("--name", loss)
-    done = congrad("consensus", with_reference, "--loss", loss, *named)
+    done = forked_congrad("consensus", with_reference, "--loss", loss, *named)
     assert done.returncode == 0, done.stderr.decode()
-    done = congrad("filter", with_reference, "--consensus", loss, "--min-score", -2)
+    done = forked_congrad("filter", with_reference, "--consensus", loss, "--min-score", -2)
     assert done.returncode == 0 and done.stdout
 
 
-def test_ipo_is_refused_on_a_store_of_sums(congrad, small_store):
-    done = congrad("consensus", small_store, "--loss", "ipo", "--name", "ipo")
+def test_ipo_is_refused_on_a_store_of_sums(forked_congrad, small_store):
+    done = forked_congrad("consensus", small_store, "--loss", "ipo", "--name", "ipo")
     assert done.returncode == 2 and b"--token-weighting mean" in done.stderr
     assert done.stdout == b""
 
 
-def test_a_loss_that_can_do_nothing_without_a_reference_says_so(congrad, small_store):
-    done = congrad("consensus", small_store, "--loss", "hinge", "--name", "hinge")
+def test_a_loss_that_can_do_nothing_without_a_reference_says_so(forked_congrad, small_store):
+    done = forked_congrad("consensus", small_store, "--loss", "hinge", "--name", "hinge")
     assert done.returncode == 0 and b"its own reference" in done.stderr
 
 
-def test_pairs_of_weight_zero_are_flagged(congrad, with_reference, tmp_path):
+def test_pairs_of_weight_zero_are_flagged(forked_congrad, with_reference, tmp_path):
     """A hinge with a large beta is satisfied by every pair whose margin is positive enough."""
     named = ("--name", "flat")
-    done = congrad("consensus", with_reference, "--loss", "hinge", "--beta", 1000, *named)
+    done = forked_congrad("consensus", with_reference, "--loss", "hinge", "--beta", 1000, *named)
     assert b"weight 0" in done.stderr, done.stderr.decode()
     scores = tmp_path / "scores.jsonl"
-    done = congrad("filter", with_reference, "--consensus", "flat", "--scores", scores)
+    done = forked_congrad("filter", with_reference, "--consensus", "flat", "--scores", scores)
     assert done.returncode == 0, done.stderr.decode()
     entries = [json.loads(line) for line in scores.read_bytes().splitlines()]
     flagged = [entry for entry in entries if entry.get("flag") == "zero-weight"]
@@ -73,7 +74,9 @@ def test_pairs_of_weight_zero_are_flagged(congrad, with_reference, tmp_path):
     assert all(entry["score"] is not None for entry in flagged)
 
 
-def test_reference_log_probs_of_the_data_are_used(congrad, sample_data, small_pairs, tmp_path):
+def test_reference_log_probs_of_the_data_are_used(
+    forked_congrad, sample_data, small_pairs, tmp_path
+):
     rows = [json.loads(line) for line in small_pairs.read_bytes().splitlines()[:4]]
     for index, row in enumerate(rows):
         row |= {"ref_chosen_logps": -10.0 - index, "ref_rejected_logps": -20}
@@ -81,27 +84,28 @@ def test_reference_log_probs_of_the_data_are_used(congrad, sample_data, small_pa
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("sketch", data, "--model", sample_data / "tiny-model", "--store", store,
                  "--dim", 512, "--width", 8)  # fmt: skip
-    assert congrad(*arguments).returncode == 0
+    assert forked_congrad(*arguments).returncode == 0
     expected = [[-10.0 - index, -20.0] for index in range(4)]
     np.testing.assert_array_equal(GradientStore.open(store).column("ref_logp"), expected)
 
-    done = congrad(*arguments, "--token-weighting", "ld:0.5", "--overwrite")
+    done = forked_congrad(*arguments, "--token-weighting", "ld:0.5", "--overwrite")
     assert done.returncode == 2 and b"--reference" in done.stderr
 
     del rows[2]["ref_chosen_logps"], rows[2]["ref_rejected_logps"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = congrad(*arguments, "--overwrite")
+    done = forked_congrad(*arguments, "--overwrite")
     assert done.returncode == 3 and b"pairs.jsonl:3: some records have" in done.stderr
 
     rows[2]["ref_chosen_logps"] = "much"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = congrad(*arguments, "--overwrite")
+    done = forked_congrad(*arguments, "--overwrite")
     assert done.returncode == 3 and b"'ref_chosen_logps' is no log-probability" in done.stderr
 
 
 @pytest.mark.parametrize("weighting", ["ld", "ld:2", "ld:x", "median", "sum:1"])
-def test_unknown_token_weightings_are_usage_errors(congrad, sample_data, small_pairs, tmp_path,
-                                                   weighting):
-    done = congrad("sketch", small_pairs, "--model", sample_data / "tiny-model",
+def test_unknown_token_weightings_are_usage_errors(
+    forked_congrad, sample_data, small_pairs, tmp_path, weighting
+):
+    done = forked_congrad("sketch", small_pairs, "--model", sample_data / "tiny-model",
                    "--store", tmp_path / "s", "--token-weighting", weighting)  # fmt: skip
     assert done.returncode == 2 and b"pass sum, mean or ld:A" in done.stderr
