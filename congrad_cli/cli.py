@@ -1,6 +1,7 @@
 """The command line: options, exit codes, what goes to which stream. No numerics, no torch."""
 
 import errno
+import math
 import os
 import signal
 import sys
@@ -165,6 +166,8 @@ def sketch(
 
         check_settings(settings)
         find_model(model, revision)
+        if reference is not None:
+            find_model(reference)
         index = index_data([("stdin" if data == "-" else data, file)], fields)
         from congrad_cli.sketch.run import run
 
@@ -194,6 +197,8 @@ def consensus(
     _one_of("--method", method, ("pcgrad", "mean"))
     _one_of("--average", average, ("mean", "ema"))
     _one_of("--pair-norm", pair_norm, ("raw", "unit"))
+    if not math.isfinite(length_penalty):
+        raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
     _one_of("--loss", loss, ("dpo", "lp-dpo", "ipo", "hinge", "robust"))
     path = _store_from(store)
     settings = ConsensusSettings(
@@ -226,6 +231,8 @@ def filter_pairs(
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()
+    if output is not None and str(output) in ("-", "/dev/stdout"):
+        output = None  # file descriptor 1 is stderr by now
     settings = FilterSettings(
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
         leave_one_out=leave_one_out, consensus=consensus_name, data=(data,) if data else (),
@@ -253,7 +260,9 @@ def demo(
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     from congrad_cli.demo import run
 
-    console.show_demo(run(pairs, threads, console.TerminalProgress(quiet)))
+    result = run(pairs, threads, console.TerminalProgress(quiet))
+    if not quiet:
+        console.show_demo(result)
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from congrad_cli.demo import DemoResult
     from congrad_cli.filter.run import FilterSummary
 
-MATRIX_GROUPS = 24
+OPEN_WIDTH = 400
+WORST_SHOWN = 12
 HEARTBEAT_SECONDS = 30.0
 WARNINGS_SHOWN = 5
 
@@ -133,20 +135,23 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], padding: int = 1
+) -> None:
     """A table on stderr: the first column to the left, numbers to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     person = on_terminal()
-    grid = Table(box=box.SIMPLE_HEAD if person else None)
+    grid = Table(box=box.SIMPLE_HEAD if person else None, padding=(0, padding))
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
     # off a terminal nobody can scroll sideways: lines are as wide as they need to be
-    target = Console(stderr=True, width=None if person else 400, highlight=False, markup=False)
+    width = None if person else OPEN_WIDTH
+    target = Console(stderr=True, width=width, highlight=False, markup=False)
     target.print(title, style="bold" if person else None)  # a table's own title wraps to its width
     target.print(grid)
 
@@ -164,18 +169,36 @@ def show_consensus(summary: "ConsensusSummary", method: str) -> None:
             for i in order
         ],
     )
-    if 1 < len(summary.names) <= MATRIX_GROUPS:
-        table(
-            "cosine between groups (negative: they conflict)",
-            ("", *summary.names),
-            [(summary.names[i], *(f"{summary.conflict[i, j]:+.2f}" for j in order)) for i in order],
-        )
+    if len(summary.names) > 1:
+        _show_conflicts(summary)
     conflicts = int((summary.conflict < 0).sum()) // 2
     pairs = len(summary.names) * (len(summary.names) - 1) // 2
     least = min((cos, name) for cos, name, norm in zip(
         summary.cosine.tolist(), summary.names, summary.norm.tolist(), strict=True) if norm > 0)
     say("consensus", f"{conflicts} of {pairs} pairs of groups conflict; the least cosine to the "
         f"consensus is {least[0]:+.3f} ({least[1]}).")
+
+
+def _show_conflicts(summary: "ConsensusSummary") -> None:
+    """The cosines between groups: as a matrix where it fits, else the worst conflicts."""
+    names, cosines = summary.names, summary.conflict.tolist()
+    room = shutil.get_terminal_size().columns if on_terminal() else OPEN_WIDTH
+    label = max(map(len, names)) + 3
+    if label + sum(max(len(name), 5) + 2 for name in names) <= room:
+        cells = [[f"{value:+.2f}" for value in row] for row in cosines]
+        unit = ""
+    elif label + sum(max(len(name), 3) + 1 for name in names) <= room:
+        cells = [[f"{100 * value:+.0f}" for value in row] for row in cosines]
+        unit = " in hundredths"
+    else:
+        pairs = sorted((cosines[i][j], names[i], names[j])
+                       for i in range(len(names)) for j in range(i))
+        table("the groups that conflict most", ("groups", "cosine"),
+              [(f"{one} - {other}", f"{value:+.2f}") for value, one, other in pairs[:WORST_SHOWN]])
+        return
+    rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
+    table(f"cosine between groups{unit} (negative: they conflict)", ("", *names), rows,
+          padding=0 if unit else 1)
 
 
 def show_filter(summary: "FilterSummary") -> None:

@@ -22,7 +22,6 @@ from congrad_cli.sketch.index import index_data
 class DemoResult:
     """What the demo shows."""
 
-    consensus: consensus.ConsensusSummary
     filter: filtering.FilterSummary
     best: dict[str, Any]
     worst: dict[str, Any]
@@ -58,14 +57,13 @@ def run(pairs: int, threads: int, progress: Progress) -> DemoResult:
 
         settings = SketchSettings(model=str(folder / "tiny-model"), device="cpu", threads=threads)
         sketch.run(index, store, settings, progress)
-        agreed = consensus.run(store, ConsensusSettings(), progress)
+        consensus.run(store, ConsensusSettings(), progress)
         kept = filtering.run(store, FilterSettings(scores=scores), io.BytesIO(), progress)
         entries = [json.loads(line) for line in scores.read_bytes().splitlines()]
-    return _result(agreed, kept, entries, [json.loads(line) for line in lines])
+    return _result(kept, entries, [json.loads(line) for line in lines])
 
 
 def _result(
-    agreed: consensus.ConsensusSummary,
     kept: filtering.FilterSummary,
     entries: list[dict[str, Any]],
     records: list[dict[str, Any]],
@@ -74,7 +72,6 @@ def _result(
     planted = [pair for pair in pairs if pair["planted"]]
     clean = [pair for pair in pairs if not pair["planted"]]
     return DemoResult(
-        consensus=agreed,
         filter=kept,
         best=max(pairs, key=lambda pair: float(pair["score"])),
         worst=min(pairs, key=lambda pair: float(pair["score"])),

@@ -59,6 +59,8 @@ def read_consensus(
     for tensor, shape in shapes.items():
         if tensor not in arrays or arrays[tensor].shape != shape:
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")
+    if metadata.get("fingerprint") != store.header.fingerprint:
+        raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
     if metadata.get("rows") != _rows_digest(store):
         raise StoreError(
             f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"

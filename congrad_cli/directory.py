@@ -10,19 +10,21 @@ from typing import BinaryIO
 from congrad_cli.errors import StoreError
 from congrad_cli.store import read_header
 
-_FOLDERS = ("shards", "skipped", "source", "consensus")
-_FILES = ("shards/r*.safetensors", "shards/.r*.tmp", "skipped/r*.jsonl", "source/stdin-*.jsonl",
-          "projection.safetensors", "consensus/*.safetensors")  # fmt: skip
+_NAMES = {"shards", "skipped", "source", "consensus", "projection.safetensors"}
+_FILES = ("projection.safetensors", "shards/r*.safetensors", "shards/.r*.tmp", "skipped/r*.jsonl",
+          "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
 _COPY_BYTES = 1 << 20
 
 
 def check_directory(path: Path) -> None:
     """Raise :class:`StoreError` unless a store is at ``path``, or may be made there."""
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise StoreError(f"{path} lies inside a file.", "pass --store DIR with another name")
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
     if not path.exists() or (path / "store.json").exists():
         return
-    if any(item.name not in _FOLDERS for item in path.iterdir()):
+    if any(item.name not in _NAMES for item in path.iterdir()):
         raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
 
 
@@ -31,7 +33,7 @@ def remove_store(path: Path, keep: Path | None = None) -> None:
     (path / "store.json").unlink(missing_ok=True)  # first: without it the rest is no store
     for pattern in _FILES:
         for file in path.glob(pattern):
-            if file != keep:
+            if keep is None or file.resolve() != keep.resolve():
                 file.unlink()
 
 

@@ -42,12 +42,6 @@ class NumericsError(CongradError):
     exit_code = 5
 
 
-class ResourceError(CongradError):
-    """Disk or memory ran out."""
-
-    exit_code = 7
-
-
 class ModelError(CongradError):
     """The model or its tokenizer cannot be had, or lacks what the data needs."""
 

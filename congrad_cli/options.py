@@ -22,7 +22,7 @@ Model = Annotated[
 ]
 Store = Annotated[
     Path | None,
-    typer.Option("--store", "-s", help="Where the gradients go; DATA.congrad if not given."),
+    typer.Option("--store", "-s", help="Where the gradients go; else x.congrad beside x.jsonl."),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of a model on the hub.")
@@ -35,14 +35,16 @@ ChatTemplate = Annotated[
 MaxLength = Annotated[
     int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
 ]
-Dim = Annotated[int, typer.Option(min=1, help="Numbers kept of each gradient.")]
+Dim = Annotated[int, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient.")]
 Width = Annotated[
     int, typer.Option(min=1, help="Random directions that stand for a layer's input side.")
 ]
 Leading = Annotated[
     int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
 ]
-SketchSeed = Annotated[int, typer.Option(min=0, help="Seed of the random projection.")]
+SketchSeed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random projection.")
+]
 Reference = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Add this model's log-probabilities, for margins."),
@@ -70,7 +72,7 @@ SketchThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a store made with other settings.")
+    bool, typer.Option("--overwrite", help="Replace the store that is there.")
 ]
 PromptField = Annotated[str, typer.Option(help="Field with the prompt.")]
 ChosenField = Annotated[str, typer.Option(help="Field with the better answer.")]
@@ -80,7 +82,7 @@ LanguageField = Annotated[
 ]
 IdField = Annotated[str, typer.Option(help="Field with the pair's id, if any.")]
 Language = Annotated[
-    str | None, typer.Option(help="The language of every pair, where no field says it.")
+    str | None, typer.Option(help="The language of every pair, whatever its fields say.")
 ]
 
 # --- consensus ---------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ Method = Annotated[
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
 ]
-ConsensusSeed = Annotated[int, typer.Option(min=0, help="Seed of these orders.")]
+ConsensusSeed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders.")]
 Average = Annotated[
     str,
     typer.Option(metavar="mean|ema",
@@ -147,7 +149,7 @@ FilterData = Annotated[
     Path | None, typer.Option(help="The data that was sketched, if it lies elsewhere now.")
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout.")
+    Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout (-).")
 ]
 Dropped = Annotated[
     Path | None, typer.Option(help="Write the other lines here, as they were.")

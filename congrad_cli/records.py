@@ -8,7 +8,7 @@ what was seen and the cure.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -45,6 +45,7 @@ class Record:
     group: str
     id: str | int | None
     ref_logp: tuple[float, float] | None = None  # a reference's, of chosen and rejected
+    template: dict[str, Any] = field(default_factory=dict)  # what the chat template gets besides
 
     @property
     def conversational(self) -> bool:
@@ -56,6 +57,8 @@ class Record:
         content: list[Any] = [self.prompt, self.chosen, self.rejected, self.group, self.id]
         if self.ref_logp is not None:
             content.append(self.ref_logp)
+        if self.template:
+            content.append(self.template)
         text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).digest()[:16]
 
@@ -117,6 +120,7 @@ def parse_record(raw: bytes, row: int, source: str, line: int, settings: RecordS
         group=_language(fields, settings, place),
         id=identifier if isinstance(identifier, str | int) else None,
         ref_logp=_ref_logp(fields, place),
+        template={} if isinstance(prompt, str) else _template_arguments(fields, place),
     )
 
 
@@ -149,6 +153,8 @@ def _parse_object(raw: bytes, place: _Place) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if raw.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1")):
+            place.fail("a compressed or binary file.", "unpack it first: congrad reads JSONL")
         place.fail(
             f"not UTF-8 (byte 0x{raw[error.start]:02x} at byte {error.start} of the line).",
             f"convert the file first: iconv -f LATIN1 -t UTF-8 {place.source}",
@@ -254,6 +260,27 @@ def _language(fields: dict[str, Any], settings: RecordSettings, place: _Place) -
         f"fields here: {', '.join(map(repr, fields))}",
         "name it with --language-field FIELD, or pass --language de for the whole file",
     )
+
+
+def _template_arguments(fields: dict[str, Any], place: _Place) -> dict[str, Any]:
+    """``tools`` (a list, or JSON text of one) and ``chat_template_kwargs``, as TRL reads them."""
+    arguments = fields.get("chat_template_kwargs")
+    if not isinstance(arguments, dict | None):
+        place.fail("'chat_template_kwargs' is no object.", f"saw: {_excerpt(arguments)}",
+                   'write {"enable_thinking": false} or the like, or leave it out')
+    tools = fields.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            place.fail("'tools' is text, and not JSON.", f"saw: {_excerpt(tools)}",
+                       "write a list of tools, or leave it out")
+    if not isinstance(tools, list | None):
+        place.fail("'tools' is no list.", f"saw: {_excerpt(tools)}",
+                   "write a list of tools, or leave it out")
+    result = {**({"tools": tools} if tools else {}), **(arguments or {})}
+    _check_parts(result, "tools", place, 0)
+    return result
 
 
 def _ref_logp(fields: dict[str, Any], place: _Place) -> tuple[float, float] | None:

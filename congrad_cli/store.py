@@ -15,6 +15,7 @@ exclusive temporary file, fsynced, linked to the final name, and the directory i
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -305,8 +306,10 @@ class ShardWriter:
         self._sequence += 1
 
     def _append_skipped(self) -> None:
-        with (self.path / "skipped" / f"r{self._rank:03d}.jsonl").open("ab") as file:
-            file.write(b"\n" if file.tell() else b"")  # closes the half line of a killed run
+        place = self.path / "skipped" / f"r{self._rank:03d}.jsonl"
+        torn = place.exists() and not place.read_bytes().endswith(b"\n")
+        with place.open("ab") as file:
+            file.write(b"\n" if torn and file.tell() else b"")  # of a run that was killed
             for entry in self._skipped:
                 file.write(json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n")
             file.flush()
@@ -316,8 +319,13 @@ class ShardWriter:
 
 def create_store(path: Path, header: StoreHeader) -> None:
     """Make the directories and ``store.json``; an existing store must be the same one."""
-    for name in ("shards", "skipped", "consensus"):
-        (path / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("shards", "skipped", "consensus"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(f"{path} cannot be made: {error.strerror}.") from error
     with contextlib.suppress(FileExistsError):
         commit_file(path / "store.json", header.to_json())
     check_same(path, read_header(path), header)

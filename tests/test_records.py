@@ -337,3 +337,24 @@ def test_written_lines_stay_apart_where_the_last_one_had_no_newline():
     for raw in (b"a\r\n", b"b", b"c\n", b"d"):
         writer.write(raw)
     assert written.getvalue() == b"a\r\nb\nc\nd"
+
+
+def test_what_the_template_gets_besides_is_read_and_part_of_the_digest():
+    pair = {
+        "prompt": [{"role": "user", "content": "a"}],
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": [{"role": "assistant", "content": "c"}],
+        "language": "en",
+    }
+    more = {"tools": json.dumps([{"name": "f"}]), "chat_template_kwargs": {"thinking": False}}
+
+    def read(fields):
+        return parse_record(json.dumps(fields).encode(), 0, "f", 1, RecordSettings())
+
+    assert read(pair).template == {}
+    record = read(pair | more)
+    assert record.template == {"tools": [{"name": "f"}], "thinking": False}
+    assert record.digest() != read(pair).digest()
+    for name, bad in (("tools", "x"), ("tools", 3), ("chat_template_kwargs", [])):
+        with pytest.raises(InputError, match=rf"f:1: '{name}'"):
+            read(pair | {name: bad})

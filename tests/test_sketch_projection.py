@@ -73,6 +73,17 @@ def test_inner_products_are_unbiased_with_and_without_leading_directions() -> No
         assert 4 * error < 0.25 * abs(truth)
 
 
+def test_the_input_side_is_unbiased_for_a_skewed_leading_direction_in_three_dimensions() -> None:
+    """Small and skewed, where a basis made of random signs would be off by 19 %."""
+    leading = torch.tensor([[1.0], [2.0], [3.0]]) / 14**0.5
+    total = torch.zeros(3, 3, dtype=torch.float64)
+    count = 4000
+    for seed in range(count):
+        basis = Projection(8, 1, seed, {"m": leading}).layer("m", 3, 2, CPU, torch.float64).inputs
+        total += basis @ basis.T / count
+    assert (total - torch.eye(3)).abs().max() < 0.06  # 4 standard errors of a mean of 4000
+
+
 def test_leading_directions_reduce_the_error() -> None:
     left, right, mean = gradients(shared=3.0)
     truth = float((left * right).sum())

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MambaConfig, MixtralConfig, OPTConfig
 from zoo import ARCHITECTURES, build, zoo
 
+from congrad_cli.errors import ModelError
 from congrad_cli.records import Record, read_records
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch import forward
@@ -127,12 +129,51 @@ def test_the_check_at_start_notices_a_model_that_cannot_share(
 ) -> None:
     model = build(zoo(VOCABULARY)["llama"])
     assert use_shared_rows(model)
-    pairs = random_pairs(2)
     with sketcher_of(model) as sketcher:
-        assert compare_layouts(sketcher, pairs, 0).agree
+        assert compare_layouts(sketcher).agree
         # a model that ignores our mask, as one with its own mask code would
         monkeypatch.setattr(forward, "shared_rows", lambda *_: nullcontext())
-        assert not compare_layouts(sketcher, pairs, 0).agree
+        assert not compare_layouts(sketcher).agree
+
+
+def test_the_check_at_start_accepts_rounding_in_half_precision() -> None:
+    """Padding often changes nothing at all there; the yardstick is then the format's own step."""
+    for name in ARCHITECTURES:
+        model = build(zoo(VOCABULARY)[name]).bfloat16()
+        assert use_shared_rows(model)
+        with sketcher_of(model) as sketcher:
+            check = compare_layouts(sketcher)
+        assert check.agree and check.difference > 0, (name, check)
+
+
+def test_opt_whose_body_lies_deeper_than_its_prefix() -> None:
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, ffn_dim=48,
+        num_attention_heads=4, max_position_embeddings=256, dropout=0.0, word_embed_proj_dim=32,
+    )  # fmt: skip
+    model = build(config)
+    pair = random_pairs(3)[1]
+    use_shared_rows(model)
+    layers = block_linears(model)
+    exact = exact_gradient(model, layers, pair)
+    with PairSketcher(model, layers, Projection(256, 8, 0)) as sketcher:
+        result = sketcher.sketch(batch_pairs([pair], 0, shared=False))
+        assert not sketcher.silent
+    torch.testing.assert_close(result.logp[0], exact.logp, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_and_bypassed_layers_are_refused_not_left_out() -> None:
+    mixtral = MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"cannot be sketched yet: model\.layers\.0\.mlp"):
+        block_linears(build(mixtral))
+    mamba = build(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(ModelError):
+        sketcher = PairSketcher(mamba, block_linears(mamba), Projection(256, 8, 0))
+        with sketcher:
+            compare_layouts(sketcher, can_share=False)
 
 
 def test_batches_hold_the_budget_and_every_pair_once() -> None:

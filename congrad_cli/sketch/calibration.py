@@ -6,8 +6,7 @@ real text does, so no data is needed and the result depends on the model alone.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from congrad_cli.sketch.projection import random_signs, random_words
-from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
 
 SEQUENCES, LENGTH = 8, 64
 POWER_STEPS = 8
@@ -61,20 +59,3 @@ def _watched(layers: Mapping[str, nn.Module], keep: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def stored_directions(
-    path: Path, model: Any, layers: Mapping[str, nn.Module], count: int
-) -> dict[str, Tensor]:
-    """The directions kept in the store at ``path``; found and written there the first time.
-
-    All runs and ranks of a store use the same ones: whoever writes the file first decides.
-    """
-    file = path / "projection.safetensors"
-    if not file.exists():
-        found = leading_directions(model, layers, count)
-        arrays = {name: basis.numpy() for name, basis in found.items()}
-        with suppress(FileExistsError):
-            commit_file(file, pack_arrays(arrays, {"leading": count}))
-    arrays, _ = map_arrays(file)
-    return {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}

@@ -19,7 +19,12 @@ class PairForward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._body: nn.Module = getattr(model, model.base_model_prefix)
+        self._body: nn.Module = model.get_decoder()
+        names = [name for name, part in model.named_modules() if part is self._body]
+        self._parent, self._name = model, names[0]
+        if "." in self._name:
+            parent, self._name = self._name.rsplit(".", 1)
+            self._parent = model.get_submodule(parent)
 
     def states(self, batch: PairBatch) -> Tensor:
         """The last hidden states that predict the response tokens, [S, H]."""
@@ -82,12 +87,11 @@ class PairForward:
             logits: Tensor = self._model(input_ids=token, use_cache=False).logits
             return logits[0]
 
-        prefix = self._model.base_model_prefix
-        setattr(self._model, prefix, stand_in)
+        setattr(self._parent, self._name, stand_in)
         try:
             yield head
         finally:
-            setattr(self._model, prefix, self._body)
+            setattr(self._parent, self._name, self._body)
 
 
 def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ gradient forms the pair's ``Y = (a R)^T delta`` and folds it at once. Rows of a 
 so one batched product separates the pairs exactly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,8 @@ class BatchSketch:
 class LayerTap:
     """Turns the inputs and output gradients of one layer into the batch's sketch."""
 
-    def __init__(self, projection: LayerProjection, total: "SketchTotal") -> None:
-        self._projection, self._total = projection, total
+    def __init__(self, name: str, projection: LayerProjection, total: "SketchTotal") -> None:
+        self._name, self._projection, self._total = name, projection, total
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         """The forward hook."""
@@ -42,8 +43,12 @@ class LayerTap:
             projected = self._projection.project_inputs(arguments[0].detach())  # [B, T, k + r]
 
         def take(gradient: Tensor) -> None:
-            y = _pair_product(projected, gradient)  # [B, k + r, out]
-            self._total.add(self._projection.fold(y))
+            rows = self._total.rows  # some layers see [B * T, in]
+            y = _pair_product(  # [B, k + r, out]
+                projected.view(rows, -1, projected.shape[-1]),
+                gradient.reshape(rows, -1, gradient.shape[-1]),
+            )
+            self._total.add(self._name, self._projection.fold(y))
 
         output.register_hook(take)  # type: ignore[no-untyped-call]
 
@@ -61,26 +66,29 @@ class SketchTotal:
 
     def __init__(self) -> None:
         self.open = False
+        self.rows = 0  # B
+        self.heard: set[str] = set()  # layers that have given something
         self._sum: Tensor | None = None
 
-    def start(self) -> None:
+    def start(self, rows: int) -> None:
         """Forget the last batch."""
-        self.open, self._sum = True, None
+        self.open, self.rows, self._sum = True, rows, None
 
-    def add(self, part: Tensor) -> None:
+    def add(self, name: str, part: Tensor) -> None:
         """Add one layer's share."""
+        self.heard.add(name)
         self._sum = part if self._sum is None else self._sum.add_(part.to(self._sum.device))
 
-    def finish(self, rows: int) -> Tensor:
+    def finish(self) -> Tensor:
         """The sketch of every row, [B, D]; [B, 0] where no layer is sketched."""
         total, self.open, self._sum = self._sum, False, None
-        return torch.zeros(rows, 0) if total is None else total
+        return torch.zeros(self.rows, 0) if total is None else total
 
 
 class PairSketcher:
     """Sketches batches of pairs on one model. A context manager: it owns hooks on the model."""
 
-    def __init__(self, model: Any, layers: dict[str, nn.Module], projection: Projection) -> None:
+    def __init__(self, model: Any, layers: Mapping[str, nn.Module], projection: Projection) -> None:
         self._model, self._layers, self._projection = model, layers, projection
         self._forward = PairForward(model)
         self._total = SketchTotal()
@@ -96,13 +104,23 @@ class PairSketcher:
         """The model's precision."""
         return next(self._model.parameters()).dtype  # type: ignore[no-any-return]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return int(self._model.config.get_text_config().vocab_size)
+
+    @property
+    def silent(self) -> set[str]:
+        """Layers that have given nothing in any batch so far."""
+        return set(self._layers) - self._total.heard
+
     def __enter__(self) -> "PairSketcher":
         self._model.requires_grad_(False)
         for name, layer in self._layers.items():
             inputs, outputs = layer_shape(layer)
             weight = next(layer.parameters())
             projection = self._projection.layer(name, inputs, outputs, weight.device, weight.dtype)
-            self._hooks.append(layer.register_forward_hook(LayerTap(projection, self._total)))
+            self._hooks.append(layer.register_forward_hook(LayerTap(name, projection, self._total)))
         embedding = self._model.get_input_embeddings()
         self._hooks.append(embedding.register_forward_hook(_require_gradient))
         return self
@@ -114,11 +132,11 @@ class PairSketcher:
 
     def sketch(self, batch: PairBatch) -> BatchSketch:
         """One forward and one backward of ``sum_i u_i``; the sketch and log-probs of each pair."""
-        self._total.start()
+        self._total.start(len(batch.input_ids))
         states = self._forward.states(batch)  # [S, H]
         logp, gradient = self._forward.score(states.detach(), batch)
         torch.autograd.backward(states, gradient)
-        rows = self._total.finish(len(batch.input_ids))
+        rows = self._total.finish()
         sketch = rows if batch.shared else rows.view(len(batch.pairs), 2, -1).sum(1)
         return BatchSketch(sketch, batch.sum_sides(logp), batch.sum_sides(logp * batch.weights))
 

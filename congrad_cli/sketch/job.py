@@ -1,8 +1,9 @@
 """The loop of the sketch command: windows of records -> batches -> rows in the store."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +17,6 @@ from congrad_cli.progress import Progress
 from congrad_cli.records import Record
 from congrad_cli.settings import WINDOW, SketchSettings
 from congrad_cli.sketch.attention import use_shared_rows
-from congrad_cli.sketch.check import compare_layouts
 from congrad_cli.sketch.forward import PairForward
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.index import DataIndex
@@ -39,17 +39,15 @@ class SketchJob:
     writer: ShardWriter
     index: DataIndex
     done: NDArray[np.bool_]  # [N]: rows that need no work
+    skipped: Counter[str] = field(default_factory=Counter)  # by code, in this run
 
     def work(self, records: Iterator[Record], shared: bool, progress: Progress) -> None:
         """Sketch the records that are not done; what is finished is durable even on an error."""
         progress.start("sketch", len(self.done), int(self.done.sum()))
         committed = time.monotonic()
-        checked = False
         try:
             for window in windows(records):
                 pairs = self._tokenize(window, progress)
-                if pairs and shared and not checked:
-                    shared, checked = self._can_share(pairs, progress), True
                 for batch in cut_batches(pairs, self._budget(), shared):
                     # Batches are cut from whole windows, so that a resumed run cuts the same.
                     if all(self.done[pair.record.row] for pair in batch):
@@ -65,6 +63,9 @@ class SketchJob:
         finally:
             self.writer.commit()
             progress.finish()
+            if self.skipped:
+                codes = ", ".join(f"{code} {count:,}" for code, count in self.skipped.items())
+                progress.step(f"pairs without a sketch: {codes}; the store's skipped/ has them")
 
     def _budget(self) -> int:
         device = self.sketcher.device.type
@@ -85,17 +86,8 @@ class SketchJob:
                 progress.warn(f"{record.source}:{record.line}: skipped ({result.code}): "
                               f"{result.message}")
                 progress.advance(1)
+                self.skipped[result.code] += 1
         return pairs
-
-    def _can_share(self, pairs: list[TokenizedPair], progress: Progress) -> bool:
-        check = compare_layouts(self.sketcher, pairs[:2], self._pad())
-        if not check.agree:
-            progress.warn(
-                "this model gives other numbers for a row with a shared prompt "
-                f"(difference {check.difference:.1e}, tolerance {check.tolerance:.1e}); "
-                "every answer gets a row of its own instead"
-            )
-        return check.agree
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -125,8 +117,8 @@ class SketchJob:
             record = batch[int(bad.nonzero()[0])].record
             raise NumericsError(
                 f"{record.source}:{record.line}: the gradient of this pair is zero or not finite.",
-                "pairs before it are safe; the same command comes back to this one",
-                "a half-precision model overflows here? try --dtype float32",
+                "a half-precision model may overflow here: try --dtype float32",
+                "or leave the line out; the data is then another, and is sketched anew",
             )
         rows = np.array([pair.record.row for pair in batch])
         tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in batch]

@@ -24,6 +24,9 @@ PLAIN_TEMPLATE = (
 )
 """``--chat-template plain``: "User: ...", a blank line, "Assistant: ..." and the end token."""
 
+WHOLE_BYTES, SAMPLE_BYTES, SAMPLES = 1 << 30, 1 << 20, 512
+"""Weight files are hashed whole up to the first, else in so many pieces of that size."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -35,7 +38,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
     except ImportError as error:
         raise ModelError(
             f"{source.name} needs a package that is not installed: {error}".splitlines()[0],
-            "for .gguf files: pip install 'congrad-cli[gguf]'",
+            "for .gguf files: pip install gguf",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _cause(source, error) from error
@@ -87,7 +90,9 @@ def load_tokenizer(source: ModelSource, chat_template: str | None) -> Any:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--chat-template {chat_template}: cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            message = f"--chat-template {chat_template}: cannot be read ({reason})."
+            raise UsageError(message) from error
     return tokenizer
 
 
@@ -161,14 +166,25 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
     if not layers:
         raise ModelError(f"{type(model).__name__} has no linear layer inside its blocks.")
+    fused = [
+        name for name, weight in model.named_parameters()
+        if weight.dim() > 2 and any(name.startswith(f"{block}.") for block in lists)
+    ]
+    if fused:
+        raise ModelError(
+            f"{type(model).__name__} has weights that cannot be sketched yet: {fused[0]} and "
+            f"{len(fused) - 1} more.",
+            "these are fused experts or convolutions, not linear layers",
+        )
     return layers
 
 
 def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
     """Digests that tell one model from another; names and paths are not among them.
 
-    Weights of a hub model: its commit. Of a folder or file: config, and of every weight file its
-    size and its first and last MiB (a full hash of 16 GB takes longer than most runs' start).
+    Weights of a hub model: its commit. Of a folder or file: the configuration, and every weight
+    file, whole up to 1 GiB; of a larger one its header and ``SAMPLES`` evenly spread pieces (a
+    full hash of 16 GB takes longer than most runs' start, and training changes every tensor).
     """
     digest = hashlib.sha256()
     path = Path(source.location)
@@ -177,12 +193,15 @@ def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
             file.name for file in path.glob("*.safetensors"))]
         for name in names:
             digest.update(name.encode() if name != source.gguf_file else b"gguf")
-            digest.update(_ends(path / name))
+            _digest_file(path / name, digest)
     else:
         with _explained(source):
             config = AutoConfig.from_pretrained(source.location, **source.arguments())
-        digest.update(str(getattr(config, "_commit_hash", source.location)).encode())
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+        commit = getattr(config, "_commit_hash", None)
+        digest.update((commit or source.location + config.to_json_string()).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else ""
+    vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), rules], ensure_ascii=True)
     template = json.dumps([tokenizer.chat_template, tokenizer.eos_token])
     return {
         "weights": digest.hexdigest()[:16],
@@ -191,12 +210,14 @@ def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
     }
 
 
-def _ends(path: Path, size: int = 1 << 20) -> bytes:
-    digest = hashlib.sha256()
+def _digest_file(path: Path, digest: Any) -> None:
     length = path.stat().st_size
     digest.update(str(length).encode())
     with path.open("rb") as file:
-        digest.update(file.read(size))
-        file.seek(max(0, length - size))
-        digest.update(file.read(size))
-    return digest.digest()
+        if length <= WHOLE_BYTES:
+            while part := file.read(SAMPLE_BYTES):
+                digest.update(part)
+            return
+        for index in range(SAMPLES):  # the first one holds the header, the last one the end
+            file.seek((length - SAMPLE_BYTES) * index // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))

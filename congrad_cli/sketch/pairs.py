@@ -57,6 +57,8 @@ def tokenize(record: Record, tokenizer: Any, max_length: int) -> TokenizedPair |
             f"the prompt alone has {length:,} tokens, so no answer fits in {max_length:,}",
         )
     chosen, rejected = with_chosen[length:max_length], with_rejected[length:max_length]
+    if not chosen or not rejected or (length == 0 and 1 in (len(chosen), len(rejected))):
+        return Skip(record, "no-tokens", "an answer has no token whose probability is defined")
     if chosen == rejected:
         return Skip(
             record, "same-tokens", f"the answers do not differ within {max_length:,} tokens"
@@ -86,7 +88,7 @@ def _tokenize_messages(record: Record, tokenizer: Any) -> tuple[list[int], list[
     def ids(messages: Messages, **arguments: Any) -> list[int]:
         try:
             encoded = tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, **arguments
+                messages, tokenize=True, return_dict=True, **record.template, **arguments
             )
         except TemplateError as error:
             raise InputError(

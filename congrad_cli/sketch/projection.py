@@ -10,7 +10,8 @@ the result folded into D buckets that all layers share::
 *Input side.* ``R = [U, sqrt((in - k) / r) Q]``. U [in, k] holds the layer's leading input
 directions, an orthonormal basis of what its inputs have in common (their mean above all). They
 carry most of the energy and are shared by all pairs, so squeezing them is what costs accuracy;
-they are kept exactly. Q [in, r] is a random orthonormal basis inside the rest. For any fixed U,
+they are kept exactly. Q [in, r] is a random orthonormal basis inside the rest, uniformly
+distributed (of normal numbers, so that no direction of the rest is preferred). For any fixed U,
 ``E[R R^T] = I``: inner products stay unbiased whatever U is.
 
 *Output side.* A fold is a count sketch in structured form: a line of entries is cut into chunks
@@ -30,6 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Doubles = NDArray[np.float64]
 
 VERSION = "leading+chunk-rotate/1"
 """Part of the fingerprint: sketches of different versions must not meet."""
@@ -51,6 +54,15 @@ def random_signs(seed: int, role: str, layer: str, shape: tuple[int, int]) -> ND
     words = random_words(seed, role, layer, -(-count // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
     return (bits.astype(np.int8) * 2 - 1).reshape(shape)
+
+
+def random_normals(seed: int, role: str, layer: str, shape: tuple[int, int]) -> Doubles:
+    """Independent standard normal numbers, float64, by Box and Muller's transform."""
+    count = math.prod(shape)
+    words = random_words(seed, role, layer, 2 * count)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # inside (0, 1)
+    radius = np.sqrt(-2.0 * np.log(uniform[:count]))
+    return np.asarray(radius * np.cos(2.0 * np.pi * uniform[count:]), np.float64).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +156,7 @@ class Projection:
         """
         inputs, kept = leading.shape
         lines = min(self.width, inputs - kept)
-        draw = random_signs(self.seed, "input", name, (inputs, lines)).astype(np.float64)
-        inside = torch.from_numpy(draw)
+        inside = torch.from_numpy(random_normals(self.seed, "input", name, (inputs, lines)))
         for _ in range(2):  # twice: the second removes what rounding left of the first
             inside = inside - leading @ (leading.T @ inside)
         basis = torch.linalg.qr(inside)[0] * math.sqrt((inputs - kept) / max(lines, 1))

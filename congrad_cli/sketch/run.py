@@ -2,25 +2,34 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from congrad_cli import __version__
 from congrad_cli.directory import remove_store
-from congrad_cli.errors import UsageError
+from congrad_cli.errors import ModelError, UsageError
 from congrad_cli.progress import Progress
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
-from congrad_cli.sketch.attention import use_shared_rows
-from congrad_cli.sketch.calibration import stored_directions
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.source import ModelSource, find_model
-from congrad_cli.store import GradientStore, ShardWriter, Source, StoreHeader, create_store
+from congrad_cli.sketch.start import stored_start
+from congrad_cli.store import (
+    GradientStore,
+    ShardWriter,
+    Source,
+    StoreHeader,
+    check_same,
+    create_store,
+    read_header,
+)
 
 
 def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
@@ -37,7 +46,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
         models.require_template(tokenizer, source, index.conversation)
     device = models.choose_device(settings.device)
     dtype = models.choose_dtype(source, settings.dtype, device)
-    judge = _reference(settings, index, progress)
+    judge = _reference(settings, index, tokenizer, progress)
     header = StoreHeader(
         model=source.name,
         dim=settings.dim,
@@ -64,30 +73,41 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
             "transformers": transformers.__version__,
         },
     )
+    here = (store / "store.json").exists() and not settings.overwrite
+    if here:
+        check_same(store, read_header(store), header)
+        if _done(store, index).all():
+            return store
+    progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
+    model = models.load_model(source, device, dtype)
+    layers = models.block_linears(model)
+    reference = None
+    if judge:
+        progress.step(f"loading the reference {judge.name}")
+        reference = Reference(models.load_model(judge, device, dtype), settings.share_prompt)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
         remove_store(store, keep=Path(index.sources[0].path))
     create_store(store, header)
+    start = stored_start(store, model, layers, settings)
+    if settings.share_prompt and not start.shared:
+        progress.warn(start.why_apart())
+    scheme = projection.Projection(settings.dim, settings.width, settings.seed, start.leading)
+    with PairSketcher(model, layers, scheme) as sketcher:
+        writer = ShardWriter(store, header)
+        done = _done(store, index)
+        job = SketchJob(settings, sketcher, reference, tokenizer, writer, index, done)
+        job.work(index.records(), settings.share_prompt and start.shared, progress)
+    return store
+
+
+def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:
+    """Which rows need no work: they are in a shard, or known to have no sketch."""
     existing = GradientStore.open(store)
     done = np.zeros(index.rows, bool)
     done[existing.row] = True
     done[[entry["row"] for entry in existing.skipped()]] = True
-    if not done.all():
-        progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
-        model = models.load_model(source, device, dtype)
-        shared = settings.share_prompt and use_shared_rows(model)
-        layers = models.block_linears(model)
-        leading = stored_directions(store, model, layers, settings.leading)
-        scheme = projection.Projection(settings.dim, settings.width, settings.seed, leading)
-        reference = None
-        if judge:
-            progress.step(f"loading the reference {judge.name}")
-            reference = Reference(models.load_model(judge, device, dtype), settings.share_prompt)
-        with PairSketcher(model, layers, scheme) as sketcher:
-            writer = ShardWriter(store, header)
-            job = SketchJob(settings, sketcher, reference, tokenizer, writer, index, done)
-            job.work(index.records(), shared, progress)
-    return store
+    return done
 
 
 def _placed(source: Source, store: Path) -> Source:
@@ -98,7 +118,7 @@ def _placed(source: Source, store: Path) -> Source:
 
 
 def _reference(
-    settings: SketchSettings, index: DataIndex, progress: Progress
+    settings: SketchSettings, index: DataIndex, tokenizer: Any, progress: Progress
 ) -> ModelSource | None:
     """The model that gives reference log-probabilities; None where the data does, or nothing."""
     if settings.reference is None:
@@ -111,7 +131,14 @@ def _reference(
         return None
     if index.ref_logp is not None:
         progress.warn("--reference is used; the data's own reference log-probabilities are not")
-    return find_model(settings.reference)
+    judge = find_model(settings.reference)
+    theirs = models.load_tokenizer(judge, None)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"--reference {judge.name} has another vocabulary than {settings.model}.",
+            "a reference must read the same tokens: the model before training, or its base",
+        )
+    return judge
 
 
 def _optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:

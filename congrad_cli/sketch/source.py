@@ -33,6 +33,8 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         if not path.is_file():
             raise ModelError(f"{name}: no such file.", "pass a .gguf file that exists")
         return ModelSource(name, str(path.parent), path.name, None)
+    if path.is_file():
+        raise ModelError(f"{name} is a file.", f"pass its folder: --model {path.parent}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(
             f"{name}: a folder without config.json.",

@@ -1,0 +1,69 @@
+"""What a store settles once, before its first row: leading directions and the layout of rows.
+
+Both follow from the model alone, not from the data, so that every run and rank of a store, and
+every resumed one, works alike. Whoever writes ``projection.safetensors`` first decides.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from congrad_cli.errors import StoreError
+from congrad_cli.settings import SketchSettings
+from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.calibration import leading_directions
+from congrad_cli.sketch.check import compare_layouts
+from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.projection import Projection
+from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
+
+
+@dataclass(frozen=True)
+class Start:
+    """U [in, k] of every layer, and how far shared rows differ from separate ones."""
+
+    leading: dict[str, Tensor]
+    difference: float
+    tolerance: float
+
+    @property
+    def shared(self) -> bool:
+        """Whether the two answers of a pair may share their prompt in one row."""
+        return self.difference <= self.tolerance
+
+    def why_apart(self) -> str:
+        """The warning for a model that cannot share."""
+        return (
+            "this model gives other numbers for a row with a shared prompt (difference "
+            f"{self.difference:.1e}, tolerance {self.tolerance:.1e}); every answer gets a row of "
+            "its own instead"
+        )
+
+
+def stored_start(
+    path: Path, model: Any, layers: Mapping[str, nn.Module], settings: SketchSettings
+) -> Start:
+    """What the store at ``path`` has settled; found out and written there the first time."""
+    can_share = use_shared_rows(model)
+    file = path / "projection.safetensors"
+    if not file.exists():
+        leading = leading_directions(model, layers, settings.leading)
+        scheme = Projection(settings.dim, settings.width, settings.seed, leading)
+        with PairSketcher(model, layers, scheme) as sketcher:
+            check = compare_layouts(sketcher, can_share)
+        arrays = {name: basis.numpy() for name, basis in leading.items()}
+        about = {"difference": check.difference, "tolerance": check.tolerance}
+        with suppress(FileExistsError):
+            commit_file(file, pack_arrays(arrays, about))
+    arrays, about = map_arrays(file)
+    leading = {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}
+    expected = set(layers) if settings.leading else set()
+    if set(leading) != expected or not {"difference", "tolerance"} <= about.keys():
+        raise StoreError(f"{file} belongs to another model.", "pass --overwrite to start anew")
+    return Start(leading, float(about["difference"]), float(about["tolerance"]))
