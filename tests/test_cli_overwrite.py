@@ -50,6 +50,21 @@ def test_a_failed_first_run_leaves_no_store_behind(sketch, model, tmp_path):
     assert not (tmp_path / "s" / "store.json").exists()
 
 
+def test_a_model_that_cannot_be_sketched_replaces_nothing(sketch, model, tmp_path):
+    from transformers import MambaConfig
+    from zoo import build
+
+    store = tmp_path / "s"
+    assert sketch(store).returncode == 0
+    before = contents(store)
+    for file in ("config.json", "model.safetensors", "generation_config.json"):
+        (model / file).unlink()
+    build(MambaConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2)).save_pretrained(model)
+    done = sketch(store, "--overwrite")
+    assert done.returncode == 8, done.stderr.decode()
+    assert contents(store) == before
+
+
 def test_piped_data_survives_overwriting_through_a_link(sketch, small_lines, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -16,11 +16,12 @@ from congrad_cli.progress import Progress
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
+from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.source import ModelSource, find_model
-from congrad_cli.sketch.start import stored_start
+from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
 from congrad_cli.store import (
     GradientStore,
     ShardWriter,
@@ -85,11 +86,15 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     if judge:
         progress.step(f"loading the reference {judge.name}")
         reference = Reference(models.load_model(judge, device, dtype), settings.share_prompt)
+    can_share = use_shared_rows(model)
+    found = None if here and has_start(store) else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
         remove_store(store, keep=Path(index.sources[0].path))
     create_store(store, header)
-    start = stored_start(store, model, layers, settings)
+    if found is not None:
+        write_start(store, found)
+    start = read_start(store, layers, settings)
     if settings.share_prompt and not start.shared:
         progress.warn(start.why_apart())
     scheme = projection.Projection(settings.dim, settings.width, settings.seed, start.leading)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from congrad_cli.errors import StoreError
 from congrad_cli.settings import SketchSettings
-from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
+
+FILE = "projection.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,37 @@ class Start:
         )
 
 
-def stored_start(
-    path: Path, model: Any, layers: Mapping[str, nn.Module], settings: SketchSettings
+def find_start(
+    model: Any, layers: Mapping[str, nn.Module], settings: SketchSettings, can_share: bool
 ) -> Start:
-    """What the store at ``path`` has settled; found out and written there the first time."""
-    can_share = use_shared_rows(model)
-    file = path / "projection.safetensors"
-    if not file.exists():
-        leading = leading_directions(model, layers, settings.leading)
-        scheme = Projection(settings.dim, settings.width, settings.seed, leading)
-        with PairSketcher(model, layers, scheme) as sketcher:
-            check = compare_layouts(sketcher, can_share)
-        arrays = {name: basis.numpy() for name, basis in leading.items()}
-        about = {"difference": check.difference, "tolerance": check.tolerance}
-        with suppress(FileExistsError):
-            commit_file(file, pack_arrays(arrays, about))
-    arrays, about = map_arrays(file)
+    """Find the directions and compare the layouts; refuses what cannot be sketched."""
+    leading = leading_directions(model, layers, settings.leading)
+    scheme = Projection(settings.dim, settings.width, settings.seed, leading)
+    with PairSketcher(model, layers, scheme) as sketcher:
+        check = compare_layouts(sketcher, can_share)
+    return Start(leading, check.difference, check.tolerance)
+
+
+def has_start(path: Path) -> bool:
+    """Whether the store at ``path`` has settled it already."""
+    return (path / FILE).exists()
+
+
+def write_start(path: Path, start: Start) -> None:
+    """Settle it for the store at ``path``, unless somebody else has meanwhile."""
+    arrays = {name: basis.numpy() for name, basis in start.leading.items()}
+    about = {"difference": start.difference, "tolerance": start.tolerance}
+    with suppress(FileExistsError):
+        commit_file(path / FILE, pack_arrays(arrays, about))
+
+
+def read_start(path: Path, layers: Mapping[str, nn.Module], settings: SketchSettings) -> Start:
+    """What the store at ``path`` has settled."""
+    arrays, about = map_arrays(path / FILE)
     leading = {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}
     expected = set(layers) if settings.leading else set()
     if set(leading) != expected or not {"difference", "tolerance"} <= about.keys():
-        raise StoreError(f"{file} belongs to another model.", "pass --overwrite to start anew")
+        raise StoreError(
+            f"{path / FILE} belongs to another model.", "pass --overwrite to start anew"
+        )
     return Start(leading, float(about["difference"]), float(about["tolerance"]))
