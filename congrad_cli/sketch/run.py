@@ -95,14 +95,14 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     if found is not None:
         write_start(store, found)
     start = read_start(store, layers, settings)
-    if settings.share_prompt and not start.shared:
+    if settings.share_prompt and not start.layout.agree:
         progress.warn(start.why_apart())
     scheme = projection.Projection(settings.dim, settings.width, settings.seed, start.leading)
     with PairSketcher(model, layers, scheme) as sketcher:
         writer = ShardWriter(store, header)
         done = _done(store, index)
         job = SketchJob(settings, sketcher, reference, tokenizer, writer, index, done)
-        job.work(index.records(), settings.share_prompt and start.shared, progress)
+        job.work(index.records(), settings.share_prompt and start.layout.agree, progress)
     return store
 
 

@@ -6,7 +6,7 @@ every resumed one, works alike. Whoever writes ``projection.safetensors`` first 
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from congrad_cli.errors import StoreError
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.calibration import leading_directions
-from congrad_cli.sketch.check import compare_layouts
+from congrad_cli.sketch.check import LayoutCheck, compare_layouts
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
@@ -30,20 +30,14 @@ class Start:
     """U [in, k] of every layer, and how far shared rows differ from separate ones."""
 
     leading: dict[str, Tensor]
-    difference: float
-    tolerance: float
-
-    @property
-    def shared(self) -> bool:
-        """Whether the two answers of a pair may share their prompt in one row."""
-        return self.difference <= self.tolerance
+    layout: LayoutCheck
 
     def why_apart(self) -> str:
         """The warning for a model that cannot share."""
         return (
             "this model gives other numbers for a row with a shared prompt (difference "
-            f"{self.difference:.1e}, tolerance {self.tolerance:.1e}); every answer gets a row of "
-            "its own instead"
+            f"{self.layout.difference:.1e}, tolerance {self.layout.tolerance:.1e}); every answer "
+            "gets a row of its own instead"
         )
 
 
@@ -54,8 +48,7 @@ def find_start(
     leading = leading_directions(model, layers, settings.leading)
     scheme = Projection(settings.dim, settings.width, settings.seed, leading)
     with PairSketcher(model, layers, scheme) as sketcher:
-        check = compare_layouts(sketcher, can_share)
-    return Start(leading, check.difference, check.tolerance)
+        return Start(leading, compare_layouts(sketcher, can_share))
 
 
 def has_start(path: Path) -> bool:
@@ -66,9 +59,8 @@ def has_start(path: Path) -> bool:
 def write_start(path: Path, start: Start) -> None:
     """Settle it for the store at ``path``, unless somebody else has meanwhile."""
     arrays = {name: basis.numpy() for name, basis in start.leading.items()}
-    about = {"difference": start.difference, "tolerance": start.tolerance}
     with suppress(FileExistsError):
-        commit_file(path / FILE, pack_arrays(arrays, about))
+        commit_file(path / FILE, pack_arrays(arrays, asdict(start.layout)))
 
 
 def read_start(path: Path, layers: Mapping[str, nn.Module], settings: SketchSettings) -> Start:
@@ -80,4 +72,5 @@ def read_start(path: Path, layers: Mapping[str, nn.Module], settings: SketchSett
         raise StoreError(
             f"{path / FILE} belongs to another model.", "pass --overwrite to start anew"
         )
-    return Start(leading, float(about["difference"]), float(about["tolerance"]))
+    layout = LayoutCheck(float(about["difference"]), float(about["tolerance"]))
+    return Start(leading, layout)
