@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from congrad_cli import __version__, console, options
-from congrad_cli.errors import CongradError, StoreError, UsageError
+from congrad_cli.errors import CongradError, StoreError, UsageError, out_of_memory
 from congrad_cli.settings import (
     ConsensusSettings,
     FilterSettings,
@@ -47,7 +47,7 @@ class Commands(TyperGroup):
             _debug()
             raise typer.Exit(_system_error(error)) from error
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             _debug()
             console.say("error", f"out of memory ({str(error).splitlines()[0][:150]}).",
@@ -62,10 +62,6 @@ def _system_error(error: OSError) -> int:
         return READER_GONE
     console.say("error", f"{error.filename or 'output'}: {error.strerror or error}.")
     return NO_RESOURCES if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _debug() -> None:
@@ -112,15 +108,20 @@ def sketch(
     chat_template: options.ChatTemplate = None,
     max_length: options.MaxLength = 1024,
     dim: options.Dim = 8192,
-    width: options.Width = 32,
+    width: options.Width = "auto",
     leading: options.Leading = 8,
     seed: options.SketchSeed = 0,
     reference: options.Reference = None,
     token_weighting: options.TokenWeighting = "sum",
+    layers: options.Layers = "blocks",
+    adapter: options.Adapter = None,
     dtype: options.Dtype = "auto",
     share_prompt: options.SharePrompt = True,
     device: options.Device = "auto",
-    batch_tokens: options.BatchTokens = None,
+    device_map: options.DeviceMap = None,
+    batch_tokens: options.BatchTokens = "auto",
+    gradient_checkpointing: options.GradientCheckpointing = False,
+    bad_records: options.BadRecords = "stop",
     threads: options.SketchThreads = None,
     overwrite: options.Overwrite = False,
     prompt_field: options.PromptField = "prompt",
@@ -135,16 +136,19 @@ def sketch(
     out = console.reserve_stdout()
     if not model:
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype}: pass auto, float32 or bfloat16.")
+    _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    _one_of("--bad-records", bad_records, ("stop", "skip"))
     if language is not None and not language.strip():
         raise UsageError("--language is empty.", 'name one, such as "de"')
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
-        dim=dim, width=width, leading=leading, seed=seed, reference=reference,
-        token_weighting=token_weighting, dtype=dtype, share_prompt=share_prompt, device=device,
-        batch_tokens=batch_tokens, threads=threads, overwrite=overwrite,
+        dim=dim, width=_auto("--width", width), leading=leading, seed=seed, reference=reference,
+        token_weighting=token_weighting, layers=layers, adapter=adapter, dtype=dtype,
+        share_prompt=share_prompt, device=device, device_map=device_map,
+        batch_tokens=_auto("--batch-tokens", batch_tokens),
+        gradient_checkpointing=gradient_checkpointing, bad_records=bad_records,
+        threads=threads, overwrite=overwrite,
     )  # fmt: skip
     fields = RecordSettings(
         prompt_field=prompt_field, chosen_field=chosen_field, rejected_field=rejected_field,
@@ -165,7 +169,7 @@ def sketch(
         from congrad_cli.sketch.source import find_model
 
         check_settings(settings)
-        find_model(model, revision)
+        find_model(model, revision, adapter)
         if reference is not None:
             find_model(reference)
         index = index_data([("stdin" if data == "-" else data, file)], fields)
@@ -263,6 +267,15 @@ def demo(
     result = run(pairs, threads, console.TerminalProgress(quiet))
     if not quiet:
         console.show_demo(result)
+
+
+def _auto(option: str, value: str) -> int | None:
+    """A positive number; None for ``auto``."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{option} {value}: pass auto or a positive number.")
+    return int(value)
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -46,3 +46,10 @@ class ModelError(CongradError):
     """The model or its tokenizer cannot be had, or lacks what the data needs."""
 
     exit_code = 8
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a device (torch says it in several ways)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -37,7 +37,9 @@ MaxLength = Annotated[
 ]
 Dim = Annotated[int, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient.")]
 Width = Annotated[
-    int, typer.Option(min=1, help="Random directions that stand for a layer's input side.")
+    str,
+    typer.Option(metavar="auto|N",
+                 help="Random directions that stand for a layer's input side; auto: by the model."),
 ]
 Leading = Annotated[
     int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
@@ -54,9 +56,19 @@ TokenWeighting = Annotated[
     typer.Option(metavar="sum|mean|ld:A",
                  help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
 ]
+Layers = Annotated[
+    str,
+    typer.Option(metavar="blocks|all|GLOBS",
+                 help="Weights to sketch: every linear of the blocks, all, or names such as "
+                      "'*.mlp.*'; !NAME leaves out; with commas between."),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A PEFT adapter on the model; its weights are sketched."),
+]
 Dtype = Annotated[
     str,
-    typer.Option(metavar="auto|float32|bfloat16",
+    typer.Option(metavar="auto|float32|bfloat16|float16",
                  help="Precision; auto: the checkpoint's on CUDA, float32 on the CPU."),
 ]
 SharePrompt = Annotated[
@@ -65,8 +77,24 @@ SharePrompt = Annotated[
                  help="Run each prompt once for its two answers (checked at start)."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(metavar="auto", help="Spread a model that is larger than one GPU over all."),
+]
 BatchTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens per batch; 2048 on the CPU, 16384 on CUDA.")
+    str,
+    typer.Option(metavar="auto|N",
+                 help="Tokens per batch; auto: what the device holds. Halved if memory runs out."),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    typer.Option("--gradient-checkpointing",
+                 help="Keep less of long pairs in memory and compute it again: a third slower."),
+]
+BadRecords = Annotated[
+    str,
+    typer.Option(metavar="stop|skip",
+                 help="Pairs whose gradient is zero or not finite: stop, or leave them out."),
 ]
 SketchThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")

@@ -42,15 +42,20 @@ class SketchSettings:
     chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
     max_length: int = changes_numbers(1024)
     dim: int = changes_numbers(8192)
-    width: int = changes_numbers(32)
+    width: int | None = changes_numbers(None)  # None: chosen for the model
     leading: int = changes_numbers(8)
     seed: int = changes_numbers(0)
     token_weighting: str = changes_numbers("sum")
+    layers: str = changes_numbers("blocks")
+    adapter: str | None = None  # its content is part of the model's fingerprint
     reference: str | None = None
     dtype: str = "auto"
     share_prompt: bool = True
     device: str = "auto"
-    batch_tokens: int | None = None
+    device_map: str | None = None
+    batch_tokens: int | None = None  # None: what the device holds
+    gradient_checkpointing: bool = False
+    bad_records: str = "stop"
     threads: int | None = None
     overwrite: bool = False
 

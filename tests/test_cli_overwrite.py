@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_sketched_replaces_nothing(sketch, model, tmp_pat
     for file in ("config.json", "model.safetensors", "generation_config.json"):
         (model / file).unlink()
     build(MambaConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2)).save_pretrained(model)
-    done = sketch(store, "--overwrite")
+    done = sketch(store, "--overwrite", "--layers", "all")
     assert done.returncode == 8, done.stderr.decode()
     assert contents(store) == before
 

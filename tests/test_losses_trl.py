@@ -12,9 +12,10 @@ from zoo import build, zoo
 
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.exact import as_matrices, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.job import Reference
-from congrad_cli.sketch.model import block_linears
+from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.weights import loss_weights
@@ -54,7 +55,7 @@ def test_weight_times_sketch_is_trls_gradient(
 ) -> None:
     policy_path, reference_path = models
     trainer = trainer_for(policy_path, PLAIN, tmp_path, reference=load(reference_path), **trl)
-    layers = block_linears(trainer.model)
+    layers = choose_layers(all_layers(trainer.model), "blocks")
     projection = Projection(dim=256, width=8, seed=1)
 
     tokenizer = AutoTokenizer.from_pretrained(policy_path)
@@ -62,7 +63,7 @@ def test_weight_times_sketch_is_trls_gradient(
     policy, reference = (load(path) for path in models)
     assert use_shared_rows(policy)
     batch = batch_pairs(pairs, 0, shared=True, weighting=weighting)
-    with PairSketcher(policy, block_linears(policy), projection) as sketcher:
+    with PairSketcher(policy, choose_layers(all_layers(policy), "blocks"), projection) as sketcher:
         ours = sketcher.sketch(batch)
     against = Reference(reference, share_prompt=True).log_probs(batch)
     ratio = (ours.weighted_logp - against).double().numpy()
@@ -76,12 +77,10 @@ def test_weight_times_sketch_is_trls_gradient(
         trainer.model.zero_grad()
         batch_of_one = trainer.data_collator([trainer.train_dataset[row]])
         trainer.compute_loss(trainer.model, batch_of_one).backward()
-        truth = torch.zeros(projection.dim)
-        for name, layer in layers.items():
-            gradient = -layer.weight.grad
-            outputs, inputs = gradient.shape
-            scheme = projection.layer(name, inputs, outputs, gradient.device, gradient.dtype)
-            truth += scheme.fold(scheme.project_inputs(gradient).T[None])[0]
+        truth = sketch_gradient(
+            {name: as_matrices(-layer.weight.grad, layer) for name, layer in layers.items()},
+            projection,
+        )
         assert relative(weight[row] * ours.sketch[row].double(), truth.double()) < 1e-4
 
 

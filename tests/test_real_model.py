@@ -16,7 +16,8 @@ import torch
 from congrad_cli.records import read_records
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
-from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
+from congrad_cli.sketch.layers import all_layers, choose_layers
+from congrad_cli.sketch.model import load_model, load_tokenizer
 from congrad_cli.sketch.pairs import tokenize
 from congrad_cli.sketch.source import find_model
 from congrad_cli.store import GradientStore
@@ -45,7 +46,7 @@ def test_fidelity_and_log_probs_of_the_command(sample_data: Path, tmp_path: Path
     source = find_model(settings.model)
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
-    layers = block_linears(model)
+    layers = choose_layers(all_layers(model), "blocks")
     exact = []
     for record in islice(read_records([("f", data)], RecordSettings()), PAIRS):
         gradient = exact_gradient(model, layers, tokenize(record, tokenizer, 1024))

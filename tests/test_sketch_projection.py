@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from congrad_cli.sketch.exact import sketch_gradient
 from congrad_cli.sketch.projection import Fold, Projection, random_signs
 
 CPU = torch.device("cpu")
@@ -41,9 +42,7 @@ def test_a_fold_spreads_entries_evenly_over_buckets() -> None:
 
 def sketch(projection: Projection, gradient: torch.Tensor) -> torch.Tensor:
     """The sketch of one layer's gradient [out, in]."""
-    outputs, inputs = gradient.shape
-    layer = projection.layer("m", inputs, outputs, CPU, torch.float32)
-    return layer.fold(layer.project_inputs(gradient).T[None])[0]
+    return sketch_gradient({"m": gradient[None]}, projection)
 
 
 def gradients(shared: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,24 +8,29 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MambaConfig, MixtralConfig, OPTConfig
+from transformers import OPTConfig
 from zoo import ARCHITECTURES, build, zoo
 
-from congrad_cli.errors import ModelError
 from congrad_cli.records import Record, read_records
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch import forward
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts
-from congrad_cli.sketch.exact import exact_gradient
+from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
+from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
+from congrad_cli.sketch.model import load_model, load_tokenizer
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, cut_batches, tokenize
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.sketch.source import find_model
 
 VOCABULARY = 101
+
+
+def block_layers(model: Any) -> dict[str, Layer]:
+    """What ``--layers blocks`` means."""
+    return choose_layers(all_layers(model), "blocks")
 
 
 def random_pairs(count: int) -> list[TokenizedPair]:
@@ -45,7 +50,7 @@ def random_pairs(count: int) -> list[TokenizedPair]:
 
 
 def sketcher_of(model: Any) -> PairSketcher:
-    layers = block_linears(model)
+    layers = block_layers(model)
     leading = leading_directions(model, layers, 2)
     return PairSketcher(model, layers, Projection(256, 8, 0, leading))
 
@@ -54,17 +59,11 @@ def sketcher_of(model: Any) -> PairSketcher:
 def test_shared_and_separate_rows_equal_autograd(name: str) -> None:
     model = build(zoo(VOCABULARY)[name])
     pairs = random_pairs(5)
-    layers = block_linears(model)
+    layers = block_layers(model)
     projection = Projection(256, 8, 0, leading_directions(model, layers, 2))
-    truth = []
-    for pair in pairs:
-        exact = exact_gradient(model, layers, pair).layers
-        total = torch.zeros(projection.dim)
-        for layer, gradient in exact.items():
-            outputs, inputs = gradient.shape
-            scheme = projection.layer(layer, inputs, outputs, gradient.device, gradient.dtype)
-            total += scheme.fold(scheme.project_inputs(gradient).T[None])[0]
-        truth.append(total)
+    truth = [
+        sketch_gradient(exact_gradient(model, layers, pair).layers, projection) for pair in pairs
+    ]
     assert use_shared_rows(model)
     with PairSketcher(model, layers, projection) as sketcher:
         for shared in (True, False):
@@ -154,26 +153,12 @@ def test_opt_whose_body_lies_deeper_than_its_prefix() -> None:
     model = build(config)
     pair = random_pairs(3)[1]
     use_shared_rows(model)
-    layers = block_linears(model)
+    layers = block_layers(model)
     exact = exact_gradient(model, layers, pair)
     with PairSketcher(model, layers, Projection(256, 8, 0)) as sketcher:
         result = sketcher.sketch(batch_pairs([pair], 0, shared=False))
         assert not sketcher.silent
     torch.testing.assert_close(result.logp[0], exact.logp, rtol=1e-4, atol=1e-4)
-
-
-def test_experts_and_bypassed_layers_are_refused_not_left_out() -> None:
-    mixtral = MixtralConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match=r"cannot be sketched yet: model\.layers\.0\.mlp"):
-        block_linears(build(mixtral))
-    mamba = build(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2))
-    with pytest.raises(ModelError):
-        sketcher = PairSketcher(mamba, block_linears(mamba), Projection(256, 8, 0))
-        with sketcher:
-            compare_layouts(sketcher, can_share=False)
 
 
 def test_batches_hold_the_budget_and_every_pair_once() -> None:
@@ -191,7 +176,7 @@ def test_fidelity_of_cosines_on_the_bundled_model(sample_data: Path) -> None:
     source = find_model(settings.model)
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
-    layers = block_linears(model)
+    layers = block_layers(model)
     records = read_records([("f", sample_data / "preferences.jsonl")], RecordSettings())
     pairs = [tokenize(record, tokenizer, 1024) for record in islice(records, 36)]
     exact = torch.stack([
@@ -200,7 +185,7 @@ def test_fidelity_of_cosines_on_the_bundled_model(sample_data: Path) -> None:
     ])
     assert use_shared_rows(model)
     leading = leading_directions(model, layers, settings.leading)
-    projection = Projection(settings.dim, settings.width, settings.seed, leading)
+    projection = Projection(settings.dim, 32, settings.seed, leading)
     with PairSketcher(model, layers, projection) as sketcher:
         rows = torch.cat([
             sketcher.sketch(batch_pairs(batch, 0, shared=True)).sketch

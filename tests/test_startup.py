@@ -26,7 +26,8 @@ finally:
 OPTIONS = {
     "sketch": {
         "DATA", "--model", "-m", "--store", "-s", "--revision", "--chat-template", "--max-length",
-        "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting", "--dtype",
+        "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting", "--layers",
+        "--adapter", "--dtype", "--device-map", "--gradient-checkpointing", "--bad-records",
         "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
         "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
         "--id-field", "--language", "--quiet", "-q",

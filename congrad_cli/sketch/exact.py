@@ -3,25 +3,28 @@
 Slow and large on purpose: it shares nothing with the fast path but the model and the tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from congrad_cli.sketch.layers import Layer
 from congrad_cli.sketch.pairs import TokenizedPair
+from congrad_cli.sketch.projection import FoldedSums, Projection
 
 
 @dataclass(frozen=True, slots=True)
 class ExactGradient:
-    """u_i of one pair: the weight gradient [out, in] of every layer, and both log-probs [2]."""
+    """u_i of one pair: the gradient [experts, out, in] of every layer, and both log-probs [2]."""
 
     layers: dict[str, Tensor]
     logp: Tensor
 
 
 def exact_gradient(
-    model: Any, layers: dict[str, nn.Module], pair: TokenizedPair
+    model: Any, layers: Mapping[str, Layer], pair: TokenizedPair
 ) -> ExactGradient:
     """d/dtheta [log pi(chosen | prompt) - log pi(rejected | prompt)] by autograd."""
     weights: list[Any] = [layer.weight for layer in layers.values()]
@@ -29,19 +32,31 @@ def exact_gradient(
     for weight in weights:
         weight.requires_grad_(True)
     try:
-        logp = torch.stack([_log_prob(model, pair.prompt, answer)
-                            for answer in (pair.chosen, pair.rejected)])
-        gradients = torch.autograd.grad(logp[0] - logp[1], weights)
+        logp = torch.stack(pair_objective(model, pair))
+        gradients = torch.autograd.grad(logp[0] - logp[1], weights, materialize_grads=True)
     finally:
         for weight, before in zip(weights, frozen, strict=True):
             weight.requires_grad_(before)
     return ExactGradient(
         {
-            name: gradient if isinstance(layer, nn.Linear) else gradient.T  # Conv1D is [in, out]
-            for (name, layer), gradient in zip(layers.items(), gradients, strict=True)
+            layer.name: as_matrices(gradient, layer)
+            for layer, gradient in zip(layers.values(), gradients, strict=True)
         },
         logp.detach(),
     )
+
+
+def as_matrices(gradient: Tensor, layer: Layer) -> Tensor:
+    """A parameter's gradient as [experts, out, in], whatever way the parameter is stored."""
+    if layer.transposed and gradient.dim() > 1:
+        gradient = gradient.transpose(-1, -2)
+    return gradient.reshape(layer.experts, layer.outputs, layer.inputs)
+
+
+def pair_objective(model: Any, pair: TokenizedPair) -> tuple[Tensor, Tensor]:
+    """log pi of the chosen and of the rejected answer, from two plain sequences."""
+    return (_log_prob(model, pair.prompt, pair.chosen),
+            _log_prob(model, pair.prompt, pair.rejected))
 
 
 def _log_prob(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
@@ -50,3 +65,16 @@ def _log_prob(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     table = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
     first = max(len(prompt), 1)
     return table[first - 1 : -1].gather(1, ids[0, first:, None]).sum()
+
+
+def sketch_gradient(gradient: Mapping[str, Tensor], projection: Projection) -> Tensor:
+    """The definition: s = sum over layers of fold((G R)^T), [D]."""
+    sums = FoldedSums.zeros(1, projection, torch.device("cpu"))
+    for name, stack in gradient.items():
+        experts, outputs, inputs = stack.shape
+        layer = projection.layer(
+            name, inputs, outputs, torch.device("cpu"), torch.float32, experts
+        )
+        for expert, matrix in enumerate(stack):
+            layer.fold_into(sums, layer.project_inputs(matrix.float()).T[None], expert)
+    return sums.total()[0]

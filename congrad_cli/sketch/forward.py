@@ -38,13 +38,19 @@ class PairForward:
             layout = shared_rows(batch.positions, batch.segments)
         with layout:
             hidden: Tensor = self._body(**arguments, use_cache=False)[0]  # [B, T, H]
-        return hidden.flatten(0, 1)[batch.predictors]
+        return hidden.flatten(0, 1)[batch.predictors.to(hidden.device)]
 
-    def score(self, states: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def score(
+        self,
+        states: Tensor,
+        batch: PairBatch,
+        watch: Callable[[slice], AbstractContextManager[None]],
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token [S], and the objective's gradient [S, H].
 
         The objective is the sum over pairs of weighted log-probabilities, chosen minus rejected.
-        The head runs on response positions only, in chunks, so that no [B, T, V] table exists.
+        The head runs on response positions only, in chunks, so that no [B, T, V] table exists;
+        on each inside ``watch``.
         """
         logp = torch.empty(len(states), device=states.device)
         gradient = torch.empty_like(states)
@@ -52,9 +58,12 @@ class PairForward:
         with self._head() as head:
             for part in self._chunks(states):
                 chunk = states[part].requires_grad_()
-                value = _of_targets(head(chunk), batch.targets[part])
-                (gradient[part],) = torch.autograd.grad(value @ pull[part], chunk)
-                logp[part] = value.detach()
+                with watch(part):
+                    logits = head(chunk)
+                value = target_log_prob(logits, batch.targets[part])
+                torch.autograd.backward(value, pull[part].to(value.device))
+                assert chunk.grad is not None
+                gradient[part], logp[part] = chunk.grad, value.detach()
         return logp, gradient
 
     @torch.no_grad()
@@ -64,7 +73,7 @@ class PairForward:
         logp = torch.empty(len(states), device=states.device)
         with self._head() as head:
             for part in self._chunks(states):
-                logp[part] = _of_targets(head(states[part]), batch.targets[part])
+                logp[part] = target_log_prob(head(states[part]), batch.targets[part])
         return batch.sum_sides(logp), batch.sum_sides(logp * batch.weights)
 
     def _chunks(self, states: Tensor) -> Iterator[slice]:
@@ -94,9 +103,35 @@ class PairForward:
             setattr(self._parent, self._name, self._body)
 
 
-def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+def target_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
     """log softmax of ``logits`` [s, V] at ``targets`` [s], in float32."""
-    return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None]).squeeze(1)
+    value: Tensor = _TargetLogProb.apply(logits, targets.to(logits.device))  # type: ignore[no-untyped-call]
+    return value
+
+
+class _TargetLogProb(torch.autograd.Function):
+    """log softmax of logits z [s, V] at targets y [s], in float32, with its gradient in one table.
+
+    ``d logp / dz = onehot(y) - softmax(z)``: only the logits themselves are kept for it. What
+    makes logits of states (scales, soft caps, biases) stays with the model's own code.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """-> [s] float32."""
+        wide = logits.float()
+        total = torch.logsumexp(wide, dim=-1)
+        ctx.save_for_backward(logits, targets, total)
+        return wide.gather(1, targets[:, None]).squeeze(1) - total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """gradient [s] -> [s, V]."""
+        logits, targets, total = ctx.saved_tensors
+        table = torch.sub(logits, total[:, None]).exp_()
+        table *= -gradient[:, None]
+        table.scatter_add_(1, targets[:, None], gradient[:, None])
+        return table.to(logits.dtype), None
 
 
 class _StandIn(nn.Module):

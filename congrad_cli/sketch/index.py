@@ -81,7 +81,7 @@ def index_data(sources: list[tuple[str, Path]], settings: RecordSettings) -> Dat
 
 def check_settings(settings: SketchSettings) -> None:
     """Raise :class:`UsageError` where options do not make sense together."""
-    if settings.dim % settings.width:
+    if settings.width is not None and settings.dim % settings.width:
         raise UsageError(f"--dim {settings.dim} is not a multiple of --width {settings.width}.")
     kind, colon, share = settings.token_weighting.partition(":")
     try:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -12,20 +12,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from congrad_cli.errors import NumericsError
+from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Progress
 from congrad_cli.records import Record
 from congrad_cli.settings import WINDOW, SketchSettings
+from congrad_cli.sketch.ahead import ahead
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.forward import PairForward
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.index import DataIndex
-from congrad_cli.sketch.pairs import PairBatch, TokenizedPair, batch_pairs, cut_batches, tokenize
+from congrad_cli.sketch.pairs import (
+    PairBatch,
+    Skip,
+    TokenizedPair,
+    batch_pairs,
+    cut_batches,
+    padded_tokens,
+    tokenize,
+)
+from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.store import SHARD_ROWS, SHARD_SECONDS, ShardWriter
 from congrad_cli.tensors import Arrays
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Default token budget of a batch, by device type."""
+
+@dataclass
+class Window:
+    """One window of the data, tokenised: pairs, and those that get no sketch."""
+
+    pairs: list[TokenizedPair]
+    skips: list[Skip]
 
 
 @dataclass
@@ -39,69 +54,118 @@ class SketchJob:
     writer: ShardWriter
     index: DataIndex
     done: NDArray[np.bool_]  # [N]: rows that need no work
+    budget: int  # tokens of a batch; halved where they do not fit
+    progress: Progress
+    on_first_batch: Callable[[list[TokenizedPair]], None]
     skipped: Counter[str] = field(default_factory=Counter)  # by code, in this run
+    committed: float = field(default_factory=time.monotonic)  # when the last shard was closed
 
-    def work(self, records: Iterator[Record], shared: bool, progress: Progress) -> None:
+    def work(self, records: Iterator[Record], shared: bool) -> None:
         """Sketch the records that are not done; what is finished is durable even on an error."""
-        progress.start("sketch", len(self.done), int(self.done.sum()))
-        committed = time.monotonic()
+        self.progress.start("sketch", len(self.done), int(self.done.sum()))
+        budget = self.budget  # batches are cut by the budget at the start, whatever happens later
+        fresh = True
         try:
-            for window in windows(records):
-                pairs = self._tokenize(window, progress)
-                for batch in cut_batches(pairs, self._budget(), shared):
+            for window in ahead(self._tokenized(windows(records))):
+                for skip in window.skips:
+                    self._skip(skip)
+                for batch in cut_batches(window.pairs, budget, shared):
                     # Batches are cut from whole windows, so that a resumed run cuts the same.
                     if all(self.done[pair.record.row] for pair in batch):
                         continue
-                    self._append(batch, shared)
-                    progress.advance(len(batch))
-                    if (
-                        len(self.writer) >= SHARD_ROWS
-                        or time.monotonic() - committed > SHARD_SECONDS
-                    ):
-                        self.writer.commit()
-                        committed = time.monotonic()
+                    if fresh:
+                        self.on_first_batch(batch)
+                        fresh = False
+                    self._work_batch(batch, shared)
+                    self.progress.advance(len(batch))
+                    self._commit_when_due()
         finally:
             self.writer.commit()
-            progress.finish()
+            self.progress.finish()
             if self.skipped:
                 codes = ", ".join(f"{code} {count:,}" for code, count in self.skipped.items())
-                progress.step(f"pairs without a sketch: {codes}; the store's skipped/ has them")
+                self.progress.step(f"pairs without a sketch: {codes}; see the store's skipped/")
 
-    def _budget(self) -> int:
-        device = self.sketcher.device.type
-        return self.settings.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+    def _commit_when_due(self) -> None:
+        if len(self.writer) >= SHARD_ROWS or time.monotonic() - self.committed > SHARD_SECONDS:
+            self.writer.commit()
+            self.committed = time.monotonic()
 
-    def _tokenize(self, window: list[Record], progress: Progress) -> list[TokenizedPair]:
-        """The window's pairs; those without a sketch are noted. Done windows are passed over."""
-        if all(self.done[record.row] for record in window):
-            return []
-        pairs = []
-        for record in window:
-            result = tokenize(record, self.tokenizer, self.settings.max_length)
-            if isinstance(result, TokenizedPair):
-                pairs.append(result)
-            elif not self.done[record.row]:
-                self.writer.skip(record.row, record.source, record.line, result.code,
-                                 result.message)
-                progress.warn(f"{record.source}:{record.line}: skipped ({result.code}): "
-                              f"{result.message}")
-                progress.advance(1)
-                self.skipped[result.code] += 1
-        return pairs
+    def _tokenized(self, records: Iterator[list[Record]]) -> Iterator[Window]:
+        """The windows that need work. Runs in a thread: it touches nothing of the job's state."""
+        for window in records:
+            if all(self.done[record.row] for record in window):
+                continue
+            results = [
+                tokenize(record, self.tokenizer, self.settings.max_length) for record in window
+            ]
+            yield Window(
+                [result for result in results if isinstance(result, TokenizedPair)],
+                [result for result in results if isinstance(result, Skip)],
+            )
+
+    def _skip(self, skip: Skip) -> None:
+        record = skip.record
+        if self.done[record.row]:
+            return
+        self.writer.skip(record.row, record.source, record.line, skip.code, skip.message)
+        self.progress.warn(
+            f"{record.source}:{record.line}: skipped ({skip.code}): {skip.message}"
+        )
+        self.progress.advance(1)
+        self.skipped[skip.code] += 1
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
-    def _append(self, batch: list[TokenizedPair], shared: bool) -> None:
-        """Sketch one batch and hand its rows to the writer."""
+    def _work_batch(self, batch: list[TokenizedPair], shared: bool) -> None:
+        """Sketch one batch; in pieces where it does not go in one."""
+        for piece in cut_batches(batch, self.budget, shared):
+            try:
+                arrays = self._arrays(piece, shared)
+            except MixedRowsError as error:
+                self._one_by_one(str(error))
+                arrays = None
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._halve(piece, shared, error)
+                arrays = None
+            if arrays is None:  # outside the handlers: an error keeps its tensors alive
+                if self.sketcher.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self._work_batch(piece, shared)
+                continue
+            # A run with another token budget cuts other batches; rows that are there stay single.
+            new = ~self.done[arrays["row"]]
+            self.writer.append({name: array[new] for name, array in arrays.items()})
+
+    def _one_by_one(self, layer: str) -> None:
+        self.budget = 1
+        self.progress.warn(
+            f"{layer} sees tokens of all pairs together: one pair at a time from here"
+        )
+
+    def _halve(self, piece: list[TokenizedPair], shared: bool, error: Exception) -> None:
+        tokens = padded_tokens(piece, shared)
+        if len(piece) == 1:
+            raise MemoryError(
+                f"one pair of {tokens:,} tokens does not fit: {str(error).splitlines()[0][:120]}"
+            ) from error
+        self.budget = tokens // 2
+        self.progress.warn(
+            f"out of memory with {tokens:,} tokens in a batch: going on with {self.budget:,}"
+        )
+
+    def _arrays(self, batch: list[TokenizedPair], shared: bool) -> Arrays:
+        """The shard's columns for the pairs of one batch that have a sketch."""
         result = self.sketcher.sketch(self._lay_out(batch, shared))
         arrays = self._rows(batch, result)
         if self.writer.header.optional:
             arrays |= self._optional(batch, result, shared)
-        # A run with another token budget cuts other batches; rows that are there stay single.
-        new = ~self.done[arrays["row"]]
-        self.writer.append({name: array[new] for name, array in arrays.items()})
+        fine = self._without_broken(batch, result, shared)
+        return {name: array[fine] for name, array in arrays.items()}
 
     def _lay_out(self, batch: list[TokenizedPair], shared: bool) -> PairBatch:
         weighting = self.settings.token_weighting
@@ -109,17 +173,40 @@ class SketchJob:
             self.sketcher.device
         )
 
+    def _without_broken(
+        self, batch: list[TokenizedPair], result: BatchSketch, shared: bool
+    ) -> NDArray[np.bool_]:
+        """Which pairs have a finite gradient that is not zero, [n]; the others stop or are skipped.
+
+        Nothing that is not finite gets any further.
+        """
+        norm = torch.linalg.vector_norm(result.sketch, dim=1)
+        finite = (norm.isfinite() & result.logp.isfinite().all(1)).cpu().numpy()
+        zero = finite & (norm == 0).cpu().numpy()
+        for place in np.flatnonzero(~finite | zero).tolist():
+            pair = batch[place]
+            if zero[place]:
+                skip = Skip(pair.record, "zero-gradient", "the gradient is zero in every layer")
+            else:
+                layer = self.sketcher.find_broken(self._lay_out([pair], shared))
+                where = f"first in {layer}" if layer else "not found again when run alone"
+                skip = Skip(pair.record, "not-finite", f"the gradient is not finite ({where})")
+            if self.settings.bad_records == "stop":
+                record = pair.record
+                raise NumericsError(
+                    f"{record.source}:{record.line}: {skip.message}.",
+                    "a half-precision model may overflow here: try --dtype float32",
+                    "or pass --bad-records skip: such pairs are counted and left out",
+                )
+            if not self.done[pair.record.row]:
+                self._skip(skip)
+                self.progress.advance(-1)  # the batch counts it as well
+        fine: NDArray[np.bool_] = finite & ~zero
+        return fine
+
     def _rows(self, batch: list[TokenizedPair], result: BatchSketch) -> Arrays:
-        """The shard columns of one batch. Nothing that is not finite gets further."""
+        """The columns that every shard has."""
         norm = torch.linalg.vector_norm(result.sketch, dim=1)  # [n]
-        bad = ~(norm.isfinite() & (norm > 0) & result.logp.isfinite().all(1))
-        if bad.any():
-            record = batch[int(bad.nonzero()[0])].record
-            raise NumericsError(
-                f"{record.source}:{record.line}: the gradient of this pair is zero or not finite.",
-                "a half-precision model may overflow here: try --dtype float32",
-                "or leave the line out; the data is then another, and is sketched anew",
-            )
         rows = np.array([pair.record.row for pair in batch])
         tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in batch]
         return {

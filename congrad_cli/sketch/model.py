@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer; name the layers that are sketched."""
+"""Load a causal language model and its tokenizer."""
 
 import hashlib
 import json
@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from congrad_cli.errors import ModelError, UsageError
@@ -27,7 +25,9 @@ PLAIN_TEMPLATE = (
 WHOLE_BYTES, SAMPLE_BYTES, SAMPLES = 1 << 30, 1 << 20, 512
 """Weight files are hashed whole up to the first, else in so many pieces of that size."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
 
 
 @contextmanager
@@ -111,6 +111,14 @@ def require_template(tokenizer: Any, source: ModelSource, place: str) -> None:
         raise ModelError(f"the chat template cannot be rendered: {error}.") from error
 
 
+def choose_place(
+    source: ModelSource, device: str, dtype: str
+) -> tuple[torch.device, torch.dtype]:
+    """Where the model runs, and in what precision."""
+    place = choose_device(device)
+    return place, choose_dtype(source, dtype, place)
+
+
 def choose_device(name: str) -> torch.device:
     """``auto``: CUDA where there is some, else the CPU."""
     if name == "auto":
@@ -135,8 +143,14 @@ def choose_dtype(source: ModelSource, name: str, device: torch.device) -> torch.
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in evaluation mode, weights frozen. Only safetensors and GGUF are read."""
+def load_model(
+    source: ModelSource, device: torch.device, dtype: torch.dtype, device_map: str | None = None
+) -> Any:
+    """The model in evaluation mode. Only safetensors and GGUF are read.
+
+    Weights are frozen, but for those of an adapter. ``device_map`` spreads the model over all
+    GPUs instead of putting it on ``device``.
+    """
     arguments = source.arguments()
     if source.gguf_file:
         from transformers import GgufConfig
@@ -144,39 +158,42 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     else:
         arguments["use_safetensors"] = True
+    if device_map is not None:
+        arguments["device_map"] = device_map
     transformers_logging.disable_progress_bar()
     with _explained(source):
         model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **arguments)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer inside the model's blocks, by its full name.
-
-    A block is a member of an ``nn.ModuleList``; embeddings and head are outside.
-    """
-    lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
-    head = model.get_output_embeddings()
-    layers = {
-        name: part
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear | Conv1D)
-        and part is not head
-        and any(name.startswith(f"{block}.") for block in lists)
-    }
-    if not layers:
-        raise ModelError(f"{type(model).__name__} has no linear layer inside its blocks.")
-    fused = [
-        name for name, weight in model.named_parameters()
-        if weight.dim() > 2 and any(name.startswith(f"{block}.") for block in lists)
-    ]
-    if fused:
+    if device_map is None:
+        model = model.to(device)
+    elif {"cpu", "disk"} & set(map(str, model.hf_device_map.values())) and (
+        torch.cuda.is_available()
+    ):
         raise ModelError(
-            f"{type(model).__name__} has weights that cannot be sketched yet: {fused[0]} and "
-            f"{len(fused) - 1} more.",
-            "these are fused experts or convolutions, not linear layers",
+            f"{source.name} does not fit into the GPUs' memory.",
+            "take more or larger GPUs, or --dtype bfloat16",
         )
-    return layers
+    model = model.eval().requires_grad_(False)
+    return model if source.adapter is None else _with_adapter(model, source)
+
+
+def _with_adapter(model: PreTrainedModel, source: ModelSource) -> Any:
+    """The model with its adapter's layers put in; only their weights want a gradient."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(
+            "--adapter needs PEFT, which is not installed.", "pip install 'congrad-cli[train]'"
+        ) from error
+    try:
+        tuned = PeftModel.from_pretrained(
+            model, source.adapter, is_trainable=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"--adapter {source.adapter} does not fit {source.name}: "
+            f"{str(error).strip().splitlines()[0][:200]}"
+        ) from error
+    return tuned.eval().get_base_model()
 
 
 def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
@@ -199,6 +216,10 @@ def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
             config = AutoConfig.from_pretrained(source.location, **source.arguments())
         commit = getattr(config, "_commit_hash", None)
         digest.update((commit or source.location + config.to_json_string()).encode())
+    if source.adapter is not None:
+        for file in sorted(Path(source.adapter).glob("adapter_*")):
+            digest.update(file.name.encode())
+            _digest_file(file, digest)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else ""
     vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), rules], ensure_ascii=True)

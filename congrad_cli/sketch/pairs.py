@@ -139,6 +139,11 @@ class PairBatch:
         }
         return replace(self, **moved)
 
+    @property
+    def rows(self) -> Tensor:
+        """The row of each response token, [S], ascending."""
+        return self.sides // 2 if self.shared else self.sides
+
     def sum_sides(self, values: Tensor) -> Tensor:
         """Values of the response tokens [S], summed over each answer: [n, 2]."""
         lengths = torch.bincount(self.sides, minlength=2 * len(self.pairs))
@@ -232,16 +237,23 @@ def cut_batches(
 
     Longest first, so that memory peaks at the start and rows of like length meet.
     """
-    def size(pair: TokenizedPair) -> int:
-        if shared:
-            return pair.length
-        return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-
     batch: list[TokenizedPair] = []
-    for pair in sorted(pairs, key=lambda pair: (-size(pair), pair.record.row)):
-        if batch and size(batch[0]) * (len(batch) + 1) > budget:
+    for pair in sorted(pairs, key=lambda pair: (-row_tokens(pair, shared), pair.record.row)):
+        if batch and row_tokens(batch[0], shared) * (len(batch) + 1) > budget:
             yield batch
             batch = []
         batch.append(pair)
     if batch:
         yield batch
+
+
+def row_tokens(pair: TokenizedPair, shared: bool) -> int:
+    """The tokens a pair takes up, padding to its own longer answer included."""
+    if shared:
+        return pair.length
+    return 2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+
+
+def padded_tokens(batch: Sequence[TokenizedPair], shared: bool) -> int:
+    """The tokens of a batch, padding included."""
+    return len(batch) * max(row_tokens(pair, shared) for pair in batch)

@@ -17,9 +17,10 @@ distributed (of normal numbers, so that no direction of the rest is preferred). 
 *Output side.* A fold is a count sketch in structured form: a line of entries is cut into chunks
 of W, every entry gets a random sign, every chunk is rotated by a random shift, and the chunks are
 added. Two entries meet in a bucket with probability 1/W at most, with independent signs. Line j
-of the r random ones folds into block j of W = D / r buckets, so a sketch is r sub-sketches of
-equal standing; the k leading lines, which hold more, fold into all D buckets. Nothing is added in
-an order that depends on the device: there are no atomics.
+of the r random ones folds into block j of W = D / r buckets; the k leading lines, which hold
+more, fold into all D buckets and are spread over the blocks at the end. So a sketch is r
+sub-sketches of equal standing. Nothing is added in an order that depends on the device: there
+are no atomics.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from torch import Tensor
 
 Doubles = NDArray[np.float64]
 
-VERSION = "leading+chunk-rotate/1"
+VERSION = "leading+chunk-rotate/2"
 """Part of the fingerprint: sketches of different versions must not meet."""
 
 
@@ -70,6 +71,7 @@ class Fold:
     """Folds lines of entries into W buckets each; tensors on the layer's device."""
 
     signs: Tensor  # [lines, length] float32
+    shifts: Tensor  # [lines, C]: by how far every chunk is rotated
     take: Tensor  # [lines * C * W]: where the rotated chunks come from
     buckets: int  # W
 
@@ -84,12 +86,15 @@ class Fold:
         take = start + (np.arange(buckets) - shift) % buckets  # [lines, C, W]
         signs = random_signs(seed, f"{role}-sign", layer, shape)
         return Fold(
-            torch.from_numpy(signs).float(), torch.from_numpy(take.reshape(-1)), buckets
-        )
+            torch.from_numpy(signs).float(), torch.from_numpy(shift[:, :, 0]),
+            torch.from_numpy(take.reshape(-1)), buckets,
+        )  # fmt: skip
 
     def to(self, device: torch.device) -> "Fold":
         """The same fold on another device."""
-        return Fold(self.signs.to(device), self.take.to(device), self.buckets)
+        return Fold(
+            self.signs.to(device), self.shifts.to(device), self.take.to(device), self.buckets
+        )
 
     def __call__(self, y: Tensor) -> Tensor:
         """y [B, lines, length] -> [B, lines, W]."""
@@ -99,25 +104,113 @@ class Fold:
         turned = signed.flatten(1).index_select(1, self.take)  # [B, lines * C * W]
         return turned.view(rows, lines, chunks, self.buckets).sum(2)
 
+    def scatter(self, y: Tensor, columns: Tensor, begin: int, total: Tensor) -> None:
+        """Add single entries to ``total`` [B, lines * W]: y [B, n, lines], of the lines' places
+        ``begin + columns``, columns [B, n]."""
+        place = begin + columns  # [B, n]
+        chunk, offset = place // self.buckets, place % self.buckets
+        bucket = (offset + self.shifts[:, chunk]) % self.buckets  # [lines, B, n]
+        line = torch.arange(len(self.signs), device=y.device)[:, None, None]
+        row = torch.arange(len(y), device=y.device)[None, :, None]
+        values = y.permute(2, 0, 1) * self.signs[:, place]  # [lines, B, n]
+        where = (row.expand_as(bucket), line * self.buckets + bucket)
+        total.index_put_(where, values, accumulate=True)  # deterministic on every device
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """What tells the experts of one stack apart: they share R and folds, not places and signs."""
+
+    signs: Tensor  # [E, out] +1 and -1
+    turns: list[int]  # [E] by how many places an expert's share turns, inside every block
+
+    @staticmethod
+    def draw(seed: int, layer: str, count: int, outputs: int, buckets: int) -> "Experts":
+        """For ``count`` experts of the layer."""
+        signs = random_signs(seed, "expert-sign", layer, (count, outputs))
+        words = random_words(seed, "expert-turn", layer, count) % np.uint64(buckets)
+        return Experts(torch.from_numpy(signs), words.astype(int).tolist())
+
 
 @dataclass(frozen=True, slots=True)
 class LayerProjection:
     """The projection of one layer, on the layer's device."""
 
-    inputs: Tensor  # R, [in, k + r], in the layer's dtype
-    leading: Fold | None  # of the k leading lines, laid end to end, into D buckets
-    random: Fold  # of the r random lines into W buckets each
+    dim: int
+    inputs: Tensor  # R, [in, q], in the layer's dtype
+    exact: Fold | None  # of the lines that are kept exactly, laid end to end, into D buckets
+    random: Fold | None  # of the r random lines into W = D / r buckets each
+    blocks: int  # r
+    experts: Experts | None
 
     def project_inputs(self, a: Tensor) -> Tensor:
-        """a [..., in] -> a R [..., k + r]."""
+        """a [..., in] -> a R [..., q]."""
         return a @ self.inputs
 
-    def fold(self, y: Tensor) -> Tensor:
-        """Y [B, k + r, out] float32 -> its share of the sketch [B, D]."""
-        lines = len(self.random.signs)
-        total = self.random(y[:, -lines:]).flatten(1)
-        if self.leading is not None:
-            total += self.leading(y[:, :-lines].flatten(1)[:, None]).flatten(1)
+    def fold_into(
+        self, sums: "FoldedSums", y: Tensor, expert: int = 0, rows: slice = slice(None)
+    ) -> None:
+        """Add the share of Y [B, q, out] float32 to the rows' sums."""
+        if self.experts is not None:
+            y = y * self.experts.signs[expert]
+        lines = len(self.random.signs) if self.random is not None else 0
+        kept = y.shape[1] - lines
+        if self.random is not None:
+            sums.random[rows] += self._turned(self.random(y[:, kept:]).flatten(1), expert)
+        if self.exact is not None:
+            line = y[:, :kept].flatten(1)[:, None]
+            sums.exact[rows] += self._turned(self.exact(line).flatten(1), expert)
+
+    def _turned(self, part: Tensor, expert: int) -> Tensor:
+        """An expert's share [B, D], turned inside every block."""
+        if self.experts is None:
+            return part
+        blocks = part.view(len(part), self.blocks, -1)
+        turned: Tensor = torch.roll(blocks, self.experts.turns[expert], 2).flatten(1)
+        return turned
+
+    def fold_columns_into(self, sums: "FoldedSums", y: Tensor, columns: Tensor) -> None:
+        """As :meth:`fold_into` where Y [B, q, out] is zero but for some columns.
+
+        y [B, n, q] holds the columns ``columns`` [B, n] of every Y; one that is named twice
+        counts twice.
+        """
+        lines = len(self.random.signs) if self.random is not None else 0
+        kept = y.shape[2] - lines
+        if self.random is not None:
+            self.random.scatter(y[:, :, kept:], columns, 0, sums.random)
+        if self.exact is not None:
+            outputs = self.exact.signs.shape[1] // kept
+            for line in range(kept):
+                self.exact.scatter(y[:, :, line : line + 1], columns, line * outputs, sums.exact)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedSums:
+    """The sketches of B rows while layers are added to them: random and exact lines apart."""
+
+    random: Tensor  # [B, D] float32
+    exact: Tensor  # [B, D] float32
+    blocks: int  # r
+
+    @staticmethod
+    def zeros(rows: int, projection: "Projection", device: torch.device) -> "FoldedSums":
+        """Nothing yet."""
+        random, exact = torch.zeros(2, rows, projection.dim, device=device)
+        return FoldedSums(random, exact, projection.width)
+
+    def total(self) -> Tensor:
+        """The sketches, [B, D].
+
+        What exact lines hold lies unevenly in the r blocks of D / r numbers. An orthonormal
+        transform across the blocks (Hartley's) gives every block an equal share, which keeps all
+        products and lets the blocks speak for the sketch's error.
+        """
+        turn = torch.arange(self.blocks, device=self.exact.device, dtype=torch.float64)
+        angle = 2 * torch.pi / self.blocks * (turn[:, None] * turn % self.blocks)
+        hartley = ((angle.cos() + angle.sin()) / self.blocks**0.5).float()  # [r, r]
+        blocks = self.exact.view(len(self.exact), self.blocks, -1)
+        total: Tensor = self.random + (hartley @ blocks).flatten(1)
         return total
 
 
@@ -126,7 +219,8 @@ class Projection:
     """What all layers share.
 
     ``dim`` (D) must be a multiple of ``width`` (r). ``leading`` maps a layer's name to its U
-    [in, k]; a layer without one has k = 0.
+    [in, k]; a layer without one has k = 0. Where a layer has no more than k + r inputs, all of
+    them are kept exactly.
     """
 
     dim: int
@@ -135,29 +229,32 @@ class Projection:
     leading: Mapping[str, Tensor] = field(default_factory=dict)
 
     def layer(
-        self, name: str, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
-    ) -> LayerProjection:
-        """The projection of the layer called ``name`` with ``inputs`` x ``outputs`` weights."""
+        self, name: str, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype,
+        experts: int = 1,
+    ) -> LayerProjection:  # fmt: skip
+        """The projection of the layer called ``name`` with ``outputs`` x ``inputs`` weights."""
         basis = self.leading.get(name, torch.zeros(inputs, 0)).double()
-        random = Fold.draw(
-            self.seed, "fold", name, (self.width, outputs), self.dim // self.width
-        )
-        leading = None
+        random, buckets = None, self.dim // self.width
+        if inputs <= basis.shape[1] + self.width:
+            basis = r = torch.eye(inputs, dtype=torch.float64)
+        else:
+            r = torch.cat([basis, self._random_basis(name, basis)], dim=1)
+            random = Fold.draw(self.seed, "fold", name, (self.width, outputs), buckets).to(device)
+        exact = None
         if basis.shape[1]:
             shape = (1, basis.shape[1] * outputs)
-            leading = Fold.draw(self.seed, "leading", name, shape, self.dim).to(device)
-        r = torch.cat([basis, self._random_basis(name, basis)], dim=1)
-        return LayerProjection(r.to(device, dtype), leading, random.to(device))
+            exact = Fold.draw(self.seed, "leading", name, shape, self.dim).to(device)
+        apart = None
+        if experts > 1:
+            apart = Experts.draw(self.seed, name, experts, outputs, buckets)
+            apart = Experts(apart.signs.to(device), apart.turns)
+        return LayerProjection(self.dim, r.to(device, dtype), exact, random, self.width, apart)
 
     def _random_basis(self, name: str, leading: Tensor) -> Tensor:
-        """sqrt((in - k) / r) Q, [in, r] float64: orthonormal, orthogonal to ``leading``.
-
-        Where fewer than r directions are left, all of them are kept and the rest of Q is zero.
-        """
+        """sqrt((in - k) / r) Q, [in, r] float64: orthonormal, orthogonal to ``leading``."""
         inputs, kept = leading.shape
-        lines = min(self.width, inputs - kept)
-        inside = torch.from_numpy(random_normals(self.seed, "input", name, (inputs, lines)))
+        inside = torch.from_numpy(random_normals(self.seed, "input", name, (inputs, self.width)))
         for _ in range(2):  # twice: the second removes what rounding left of the first
             inside = inside - leading @ (leading.T @ inside)
-        basis = torch.linalg.qr(inside)[0] * math.sqrt((inputs - kept) / max(lines, 1))
-        return torch.nn.functional.pad(basis, (0, self.width - lines))
+        basis: Tensor = torch.linalg.qr(inside)[0]
+        return basis * math.sqrt((inputs - kept) / self.width)

@@ -17,9 +17,13 @@ from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
 from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.budget import batch_tokens
+from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings
 from congrad_cli.sketch.job import Reference, SketchJob
+from congrad_cli.sketch.layers import all_layers, choose_layers
+from congrad_cli.sketch.pairs import TokenizedPair
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
 from congrad_cli.store import (
@@ -41,29 +45,78 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     check_settings(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    source = find_model(settings.model, settings.revision)
+    source = find_model(settings.model, settings.revision, settings.adapter)
     tokenizer = models.load_tokenizer(source, settings.chat_template)
     if index.conversation:
         models.require_template(tokenizer, source, index.conversation)
-    device = models.choose_device(settings.device)
-    dtype = models.choose_dtype(source, settings.dtype, device)
+    device, dtype = models.choose_place(source, settings.device, settings.dtype)
     judge = _reference(settings, index, tokenizer, progress)
-    header = StoreHeader(
-        model=source.name,
+    header = _header(index, store, settings, source.name, {
+        "model": models.model_fingerprint(source, tokenizer),
+        "dtype": str(dtype).removeprefix("torch."),
+        "reference": judge and models.model_fingerprint(judge, tokenizer)["weights"],
+    })  # fmt: skip
+    here = (store / "store.json").exists() and not settings.overwrite
+    if here:
+        check_same(store, read_header(store), header)
+        if _done(store, index).all():
+            return store
+    progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
+    model = models.load_model(source, device, dtype, settings.device_map)
+    everything = all_layers(model, settings.adapter is not None)
+    layers = choose_layers(everything, settings.layers)
+    if judge:
+        progress.step(f"loading the reference {judge.name}")
+    reference = None if judge is None else Reference(
+        models.load_model(judge, device, dtype, settings.device_map), settings.share_prompt
+    )  # fmt: skip
+    can_share = use_shared_rows(model)
+    found = None if here and has_start(store) else find_start(model, layers, settings, can_share)
+    if settings.overwrite:
+        # Not before: what cannot be sketched replaces nothing.
+        remove_store(store, keep=Path(index.sources[0].path))
+    if found is not None:
+        create_store(store, replace(header, width=found.width))
+        write_start(store, found)
+    start = read_start(store, layers)
+    shared = settings.share_prompt and start.layout.agree
+    if settings.share_prompt and not shared:
+        progress.warn(start.why_apart())
+    scheme = projection.Projection(settings.dim, start.width, settings.seed, start.leading)
+
+    def tell_coverage(batch: list[TokenizedPair]) -> None:
+        progress.step(str(measure_coverage(model, everything, layers, batch)))
+
+    with PairSketcher(model, layers, scheme) as sketcher:
+        job = SketchJob(
+            settings, sketcher, reference, tokenizer, ShardWriter(store, read_header(store)),
+            index, _done(store, index), settings.batch_tokens or batch_tokens(sketcher, shared),
+            progress, tell_coverage,
+        )  # fmt: skip
+        job.work(index.records(), shared)
+    return store
+
+
+def _header(
+    index: DataIndex, store: Path, settings: SketchSettings, model: str, numbers: dict[str, Any]
+) -> StoreHeader:
+    """The store's header; ``numbers`` is what changes the sketches beside settings and data."""
+    return StoreHeader(
+        model=model,
         dim=settings.dim,
-        width=settings.width,
+        width=settings.width or 1,  # the real one is known once the model is
         rows=index.rows,
         groups=index.groups,
         sources=[_placed(item, store) for item in index.sources],
         record_settings=asdict(index.fields),
         fingerprint={
             "data": index.fingerprint(),
-            "model": models.model_fingerprint(source, tokenizer),
+            "model": numbers["model"],
             "settings": {
                 **fingerprint_fields(settings),
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": numbers["dtype"],
                 "projection": projection.VERSION,
-                "reference": judge and models.model_fingerprint(judge, tokenizer)["weights"],
+                "reference": numbers["reference"],
             },
         },
         token_weighting=settings.token_weighting,
@@ -74,36 +127,6 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
             "transformers": transformers.__version__,
         },
     )
-    here = (store / "store.json").exists() and not settings.overwrite
-    if here:
-        check_same(store, read_header(store), header)
-        if _done(store, index).all():
-            return store
-    progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
-    model = models.load_model(source, device, dtype)
-    layers = models.block_linears(model)
-    reference = None
-    if judge:
-        progress.step(f"loading the reference {judge.name}")
-        reference = Reference(models.load_model(judge, device, dtype), settings.share_prompt)
-    can_share = use_shared_rows(model)
-    found = None if here and has_start(store) else find_start(model, layers, settings, can_share)
-    if settings.overwrite:
-        # Not before: what cannot be sketched replaces nothing.
-        remove_store(store, keep=Path(index.sources[0].path))
-    create_store(store, header)
-    if found is not None:
-        write_start(store, found)
-    start = read_start(store, layers, settings)
-    if settings.share_prompt and not start.layout.agree:
-        progress.warn(start.why_apart())
-    scheme = projection.Projection(settings.dim, settings.width, settings.seed, start.leading)
-    with PairSketcher(model, layers, scheme) as sketcher:
-        writer = ShardWriter(store, header)
-        done = _done(store, index)
-        job = SketchJob(settings, sketcher, reference, tokenizer, writer, index, done)
-        job.work(index.records(), settings.share_prompt and start.layout.agree, progress)
-    return store
 
 
 def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """Where a model comes from. Without torch, so that a wrong path is reported at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ class ModelSource:
     location: str
     gguf_file: str | None
     revision: str | None
+    adapter: str | None = None  # a PEFT adapter's folder
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for every ``from_pretrained``. Repository code is never run."""
@@ -26,8 +27,20 @@ class ModelSource:
         return arguments
 
 
-def find_model(name: str, revision: str | None = None) -> ModelSource:
-    """A folder, a ``.gguf`` file, or else a name on the hub."""
+def find_model(
+    name: str, revision: str | None = None, adapter: str | None = None
+) -> ModelSource:
+    """A folder, a ``.gguf`` file, or else a name on the hub; and the folder of an adapter."""
+    source = _find_base(name, revision)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"--adapter {adapter}: a folder with adapter_config.json is needed.",
+            "pass the folder that PEFT's save_pretrained wrote",
+        )
+    return replace(source, adapter=adapter)
+
+
+def _find_base(name: str, revision: str | None) -> ModelSource:
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from congrad_cli.errors import StoreError
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import LayoutCheck, compare_layouts
 from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.layers import Layer
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.width import choose_width
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
 
 FILE = "projection.safetensors"
@@ -27,9 +29,10 @@ FILE = "projection.safetensors"
 
 @dataclass(frozen=True)
 class Start:
-    """U [in, k] of every layer, and how far shared rows differ from separate ones."""
+    """U [in, k] of every layer, r, and how far shared rows differ from separate ones."""
 
     leading: dict[str, Tensor]
+    width: int
     layout: LayoutCheck
 
     def why_apart(self) -> str:
@@ -42,13 +45,14 @@ class Start:
 
 
 def find_start(
-    model: Any, layers: Mapping[str, nn.Module], settings: SketchSettings, can_share: bool
+    model: Any, layers: Mapping[str, Layer], settings: SketchSettings, can_share: bool
 ) -> Start:
     """Find the directions and compare the layouts; refuses what cannot be sketched."""
     leading = leading_directions(model, layers, settings.leading)
-    scheme = Projection(settings.dim, settings.width, settings.seed, leading)
+    width = settings.width or choose_width(model, layers, leading, settings.dim)
+    scheme = Projection(settings.dim, width, settings.seed, leading)
     with PairSketcher(model, layers, scheme) as sketcher:
-        return Start(leading, compare_layouts(sketcher, can_share))
+        return Start(leading, width, compare_layouts(sketcher, can_share))
 
 
 def has_start(path: Path) -> bool:
@@ -59,18 +63,18 @@ def has_start(path: Path) -> bool:
 def write_start(path: Path, start: Start) -> None:
     """Settle it for the store at ``path``, unless somebody else has meanwhile."""
     arrays = {name: basis.numpy() for name, basis in start.leading.items()}
+    about = {**asdict(start.layout), "width": start.width}
     with suppress(FileExistsError):
-        commit_file(path / FILE, pack_arrays(arrays, asdict(start.layout)))
+        commit_file(path / FILE, pack_arrays(arrays, about))
 
 
-def read_start(path: Path, layers: Mapping[str, nn.Module], settings: SketchSettings) -> Start:
+def read_start(path: Path, layers: Mapping[str, Layer]) -> Start:
     """What the store at ``path`` has settled."""
     arrays, about = map_arrays(path / FILE)
     leading = {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}
-    expected = set(layers) if settings.leading else set()
-    if set(leading) != expected or not {"difference", "tolerance"} <= about.keys():
+    if not set(leading) <= set(layers) or not {"difference", "tolerance", "width"} <= about.keys():
         raise StoreError(
             f"{path / FILE} belongs to another model.", "pass --overwrite to start anew"
         )
     layout = LayoutCheck(float(about["difference"]), float(about["tolerance"]))
-    return Start(leading, layout)
+    return Start(leading, int(about["width"]), layout)

@@ -1,0 +1,253 @@
+"""Sees every use that a model's forward makes of the sketched weights.
+
+Weights are watched where they are used, not by the modules that own them: a mode for torch
+functions looks for them among the arguments of every call. So tied weights, layers whose weight
+is used without calling them, and code that nobody here has read are either understood or refused
+by name; nothing is passed over in silence.
+
+Vectors (biases, norm scales) are replaced by one copy per row of the batch for the time of their
+module's forward; autograd then separates the rows, whatever the module does with them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from congrad_cli.sketch.layers import Layer, cannot_sketch
+
+
+class MixedRowsError(Exception):
+    """A layer sees tokens of several pairs without saying whose they are."""
+
+
+@dataclass
+class Rows:
+    """Which row of the batch every token belongs to, at the present place of the forward."""
+
+    count: int  # B
+    tokens: int  # B * T
+    of_token: Tensor | None = None  # [s] ascending, where the tokens are a selection
+
+    def split(self, x: Tensor, name: str) -> Tensor:
+        """x [..., f] -> [B, n, f], the tokens of each row together."""
+        if self.count == 1:
+            return x.reshape(1, -1, x.shape[-1])
+        if (x.dim() > 2 and x.shape[0] == self.count) or (
+            x.dim() == 2 and x.shape[0] == self.tokens
+        ):
+            return x.reshape(self.count, -1, x.shape[-1])
+        raise MixedRowsError(name)
+
+    def spread(self, leaf: Tensor, x: Tensor, name: str) -> Tensor:
+        """One vector per row, leaf [B, d] -> a shape that broadcasts with the tokens of x."""
+        if self.of_token is not None:
+            chosen = leaf[self.of_token]  # [s, d]
+            return chosen if x.dim() == 2 else chosen[None]
+        if self.count > 1 and x.dim() == 2 and x.shape[0] == self.tokens:
+            return leaf.repeat_interleave(self.tokens // self.count, 0)
+        if self.count > 1 and (x.dim() < 3 or x.shape[0] != self.count):
+            raise MixedRowsError(name)
+        return leaf.view(self.count, *[1] * (x.dim() - 2), leaf.shape[-1])
+
+
+class Listener(Protocol):
+    """What is told about uses."""
+
+    rows: Rows
+
+    def used(self, layer: Layer, x: Tensor, output: Tensor, tokens_last: bool = False) -> None:
+        """``output = x W^T``; with ``tokens_last`` the output's last two axes are swapped."""
+
+    def looked_up(self, layer: Layer, ids: Tensor, output: Tensor) -> None:
+        """``output = W[ids]``."""
+
+    def selected(
+        self, layer: Layer, x: Tensor, output: Tensor, token: Tensor, counts: list[int]
+    ) -> None:
+        """Row s of x went through the expert that ``counts`` says, for the token ``token[s]``."""
+
+    def row_vector(self, layer: Layer) -> Tensor:
+        """One copy of the vector per row, [B, d], whose gradient is wanted."""
+
+
+_watching: ContextVar["WeightUses | None"] = ContextVar("weight_uses", default=None)
+
+CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.float, torch.Tensor.bfloat16,
+         torch.Tensor.half, torch.Tensor.type_as, torch.Tensor.contiguous)
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+class WeightUses(TorchFunctionMode):
+    """Tells ``listener`` of every use of ``layers``. It owns hooks on the model until closed."""
+
+    def __init__(self, layers: Iterable[Layer], listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+        self._matrices: dict[int, Layer] = {}
+        self._casts: dict[int, tuple[Tensor, Layer]] = {}
+        self._hooks: list[Any] = []
+        vectors: dict[nn.Module, list[Layer]] = {}
+        for layer in layers:
+            if layer.kind == "vector":
+                vectors.setdefault(layer.module, []).append(layer)
+            elif layer.kind == "packed":
+                self._hooks.append(layer.module.register_forward_hook(self._packed_hook(layer)))
+            else:
+                self._matrices[id(layer.weight)] = layer
+        for module, owned in vectors.items():
+            before, after = self._vector_hooks(owned)
+            self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(after, always_call=True))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Listen to what is called inside."""
+        token = _watching.set(self)
+        try:
+            with self:
+                yield
+        finally:
+            _watching.reset(token)
+            self._casts = {}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Called in place of every torch function."""
+        kwargs = kwargs or {}
+        special = SPECIAL.get(function)
+        if special is not None:
+            return special(self, function, args, kwargs)
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self._check(function, args, kwargs, result)
+        return result
+
+    def matrix(self, weight: Any) -> Layer | None:
+        """The layer whose weight, or cast weight, this is."""
+        layer = self._matrices.get(id(weight))
+        if layer is None and id(weight) in self._casts:
+            layer = self._casts[id(weight)][1]
+        return layer
+
+    def _check(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Tensor) -> None:
+        """A use that nothing else here understands: a cast is remembered, others are refused."""
+        for position, argument in enumerate((*args, *kwargs.values())):
+            layer = self.matrix(argument) if isinstance(argument, Tensor) else None
+            if layer is None or result is argument:
+                continue
+            if function in CASTS and position == 0:
+                self._casts[id(result)] = (result, layer)  # the tensor, so that its id stays its
+            elif function in PRODUCTS and position == 0 and layer.kind == "matrix":
+                self.listener.used(layer, args[1].transpose(-1, -2), result, tokens_last=True)
+            else:
+                name = getattr(function, "__name__", str(function))
+                raise cannot_sketch(layer.name, f"the model uses it in {name}()")
+
+    def _packed_hook(self, layer: Layer) -> Callable[..., None]:
+        def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if _watching.get() is self:
+                self.listener.used(layer, args[0], output)
+
+        return after
+
+    def _vector_hooks(self, layers: list[Layer]) -> tuple[Callable[..., None], Callable[..., None]]:
+        own = {layer.attribute: layer.weight for layer in layers}
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _watching.get() is not self:
+                return
+            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            x = next(x for x in tensors if x.is_floating_point() and x.dim() > 1)
+            for layer in layers:
+                leaf = self.listener.row_vector(layer)
+                spread = self.listener.rows.spread(leaf, x, layer.name)
+                module._parameters[layer.attribute] = spread  # type: ignore[assignment]
+
+        def after(module: nn.Module, *_: Any) -> None:
+            module._parameters.update(own)  # type: ignore[arg-type]
+
+        return before, after
+
+
+def _linear(uses: WeightUses, function: Any, args: Any, kwargs: Any) -> Tensor:
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    many = bias is not None and bias.dim() > 1  # one bias per row
+    output: Tensor = function(x, weight) + bias if many else function(x, weight, bias)
+    layer = uses.matrix(weight)
+    if layer is not None:
+        uses.listener.used(layer, x, output)
+    return output
+
+
+def _addmm(uses: WeightUses, function: Any, args: Any, kwargs: Any) -> Tensor:
+    """GPT-2's Conv1D: bias + x W with W [in, out] and x [tokens, in]."""
+    bias, x, weight = args
+    output: Tensor
+    if bias.dim() > 1:  # one bias per row: [B, 1, out]
+        output = x @ weight
+        output = (output.view(len(bias), -1, output.shape[-1]) + bias).view(output.shape)
+    else:
+        output = function(*args, **kwargs)
+    layer = uses.matrix(weight)
+    if layer is not None:
+        uses.listener.used(layer, x, output)
+    return output
+
+
+def _embedding(uses: WeightUses, function: Any, args: Any, kwargs: Any) -> Tensor:
+    output: Tensor = function(*args, **kwargs)
+    layer = uses.matrix(args[1])
+    if layer is not None:
+        uses.listener.looked_up(layer, args[0], output.requires_grad_())
+    return output
+
+
+def _layer_norm(uses: WeightUses, function: Any, args: Any, kwargs: Any) -> Tensor:
+    """Scale and shift apart from the norm, where there is one of them per row."""
+    named = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False))
+    named |= kwargs
+    weight, bias = named.get("weight"), named.get("bias")
+    if not any(isinstance(part, Tensor) and part.dim() > 1 for part in (weight, bias)):
+        plain: Tensor = function(*args, **kwargs)
+        return plain
+    output: Tensor = function(**{**named, "weight": None, "bias": None})
+    output = output if weight is None else output * weight
+    return output if bias is None else output + bias
+
+
+def _rms_norm(uses: WeightUses, function: Any, args: Any, kwargs: Any) -> Tensor:
+    named = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)) | kwargs
+    weight = named.get("weight")
+    if weight is None or weight.dim() < 2:
+        plain: Tensor = function(*args, **kwargs)
+        return plain
+    return function(**{**named, "weight": None}) * weight  # type: ignore[no-any-return]
+
+
+SPECIAL: dict[Any, Callable[[WeightUses, Any, Any, Any], Tensor]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    F.embedding: _embedding,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+}
+
+
+def watching() -> WeightUses | None:
+    """Who listens at present."""
+    return _watching.get()

@@ -1,0 +1,260 @@
+"""Every kind of weight in every architecture, against autograd; and what is refused, by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_sketch_rows import VOCABULARY, random_pairs
+from torch import Tensor, nn
+from zoo import build, zoo
+
+from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.calibration import leading_directions
+from congrad_cli.sketch.check import compare_layouts, without_peers
+from congrad_cli.sketch.coverage import measure_coverage
+from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
+from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
+from congrad_cli.sketch.pairs import batch_pairs
+from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.uses import MixedRowsError
+
+NOT_ALL = {
+    "gpt_oss": "all,!*.experts.*_bias,!*.sinks",
+    "mamba": "all,!*.conv1d,!*.A_log,!*.D,!*.dt_proj.bias",
+    "jamba": "all,!*.conv1d,!*.A_log,!*.D,!*.dt_proj.bias",
+}
+"""Where something must be left out; everywhere else ``all`` means all."""
+
+SEPARATE_ONLY = {"mamba", "jamba"}
+
+
+def projection_of(model: Any, layers: dict[str, Layer]) -> Projection:
+    return Projection(256, 8, 0, leading_directions(model, layers, 2))
+
+
+def sketches(model: Any, layers: dict[str, Layer], projection: Projection, shared: bool) -> Tensor:
+    pairs = random_pairs(4)
+    with PairSketcher(model, layers, projection) as sketcher:
+        try:
+            rows = sketcher.sketch(batch_pairs(pairs, 0, shared)).sketch
+        except MixedRowsError:  # what the command does then: one pair at a time
+            rows = torch.cat([
+                sketcher.sketch(batch_pairs([pair], 0, shared)).sketch for pair in pairs
+            ])
+        assert not sketcher.silent
+    return rows
+
+
+def worst_error(rows: Tensor, model: Any, layers: dict[str, Layer], scheme: Projection) -> float:
+    """The largest relative error against sketches of gradients that autograd materialises."""
+    errors = []
+    for row, pair in zip(rows, random_pairs(4), strict=True):
+        truth = sketch_gradient(exact_gradient(model, layers, pair).layers, scheme)
+        errors.append(float((row - truth).norm() / truth.norm()))
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", zoo(VOCABULARY))
+def test_every_weight_of_every_architecture_equals_autograd(name: str) -> None:
+    model = build(zoo(VOCABULARY)[name])
+    everything = all_layers(model)
+    assert sum(layer.size for layer in everything.values()) == sum(
+        weight.numel() for weight in model.parameters()
+    )
+    layers = choose_layers(everything, NOT_ALL.get(name, "all"))
+    scheme = projection_of(model, layers)
+    for shared in (False,) if name in SEPARATE_ONLY else (True, False):
+        if shared:
+            assert use_shared_rows(model)
+        rows = sketches(model, layers, scheme, shared)
+        assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma3"])
+def test_each_weight_alone_equals_autograd(name: str) -> None:
+    """In the sum of all, a small weight's error could hide."""
+    model = build(zoo(VOCABULARY)[name])
+    use_shared_rows(model)
+    everything = all_layers(model)
+    names = [name for name in everything if "layers.1." not in name and "h.1." not in name]
+    for name in names:
+        layers = {name: everything[name]}
+        scheme = projection_of(model, layers)
+        rows = sketches(model, layers, scheme, shared=True)
+        assert worst_error(rows, model, layers, scheme) < 1e-4, name
+
+
+def test_blocks_means_every_linear_of_the_blocks() -> None:
+    layers = choose_layers(all_layers(build(zoo(VOCABULARY)["qwen2"])), "blocks")
+    kinds = {name.removeprefix("model.layers.0.") for name in layers if ".0." in name}
+    assert kinds == {
+        *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
+        *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
+    }
+    experts = choose_layers(all_layers(build(zoo(VOCABULARY)["mixtral"])), "blocks")
+    assert {"model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.down_proj"} <= set(
+        experts
+    )
+
+
+@pytest.mark.parametrize(
+    ("terms", "count"),
+    [
+        ("blocks", 14), ("all", 21), ("*.mlp.*", 6), ("*.mlp", 6), ("*.mlp,*.self_attn", 14),
+        ("all,!*norm*", 16), ("!*.mlp", 8), ("lm_head", 1), ("blocks,!*.0.*,*.0.mlp.up_proj", 8),
+        ("model.norm.weight", 1),
+    ],
+)  # fmt: skip
+def test_terms_choose_from_the_left(terms: str, count: int) -> None:
+    assert len(choose_layers(all_layers(build(zoo(VOCABULARY)["llama"])), terms)) == count
+
+
+def test_terms_that_mean_nothing_are_refused() -> None:
+    layers = all_layers(build(zoo(VOCABULARY)["llama"]))
+    with pytest.raises(UsageError, match=r"--layers \*\.mpl: the model has no such weight"):
+        choose_layers(layers, "*.mpl")
+    with pytest.raises(ModelError, match="leaves no weight"):
+        choose_layers(layers, "*.mlp,!*.mlp")
+
+
+def test_what_cannot_be_sketched_is_named_and_can_be_left_out() -> None:
+    mamba = build(zoo(VOCABULARY)["mamba"])
+    with pytest.raises(ModelError, match=r"layers\.0\.mixer\.conv1d\.weight cannot be") as error:
+        choose_layers(all_layers(mamba), "all")
+    assert "!backbone.layers.0.mixer.conv1d.weight" in error.value.hints[0]
+    layers = choose_layers(all_layers(mamba), "all,!*.conv1d")
+    with pytest.raises(ModelError, match=r"A_log cannot be sketched: the model uses it in"):
+        sketches(mamba, layers, Projection(256, 8, 0), shared=False)
+
+
+class Bypass(nn.Module):
+    """A linear layer whose weight is read, not called."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", x, self.linear.weight)
+
+
+class Unused(nn.Linear):
+    """A linear layer whose weight has no part in the answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], self.out_features)
+
+
+def test_a_use_that_is_not_understood_is_an_error_not_a_gap() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    model.model.layers[1].mlp.up_proj = Bypass(model.model.layers[1].mlp.up_proj)
+    layers = choose_layers(all_layers(model), "blocks")
+    with pytest.raises(ModelError, match=r"up_proj\.linear\.weight cannot be sketched: .*einsum"):
+        sketches(model, layers, Projection(256, 8, 0), shared=False)
+
+
+def test_a_weight_without_a_part_in_the_answer_is_an_error() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    for block in model.model.layers:
+        block.mlp.up_proj = Unused(32, 48, bias=False)
+    layers = choose_layers(all_layers(model), "blocks")
+    with PairSketcher(model, layers, Projection(256, 8, 0)) as sketcher, pytest.raises(
+        ModelError, match=r"mlp\.up_proj\.weight cannot be sketched: it takes no part"
+    ):
+        compare_layouts(sketcher, can_share=False)
+
+
+def test_an_expert_that_no_token_chose_is_not_missed() -> None:
+    heard = {"layers.0.experts.0.w", "layers.0.experts.2.w"}
+    assert without_peers({"layers.0.experts.1.w", "layers.1.experts.3.w"}, heard) == []
+    assert without_peers({"layers.0.other.1.w"}, heard) == ["layers.0.other.1.w"]
+
+
+class PerExpert(nn.Module):
+    """Experts as separate linear layers, each called with its tokens only."""
+
+    def __init__(self, size: int, count: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(size, count, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(size, size) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weight, choice = torch.softmax(self.router(flat), -1).max(-1)
+        total = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            token = torch.where(choice == index)[0]
+            if len(token):
+                total = total.index_add(0, token, expert(flat[token]) * weight[token, None])
+        return total.view_as(x)
+
+
+def test_experts_as_separate_layers_are_sketched_one_pair_at_a_time() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    torch.manual_seed(3)
+    for block in model.model.layers:
+        block.mlp = PerExpert(32, 3)
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "all")
+    scheme = projection_of(model, layers)
+    with PairSketcher(model, layers, scheme) as sketcher, pytest.raises(MixedRowsError):
+        sketcher.sketch(batch_pairs(random_pairs(4), 0, shared=True))
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+class Quantised(nn.Module):
+    """A linear layer that holds bytes and a scale, as quantised layers do."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("scale", linear.weight.detach().abs().amax() / 127)
+        self.register_buffer("bytes", (linear.weight.detach() / self.scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.bytes.to(x.dtype) * self.scale).T
+
+
+def test_quantised_linears_have_the_gradient_of_their_values() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    plain = build(zoo(VOCABULARY)["llama"])
+    for block, twin in zip(model.model.layers, plain.model.layers, strict=True):
+        block.mlp.up_proj = Quantised(block.mlp.up_proj)
+        with torch.no_grad():
+            twin.mlp.up_proj.weight.copy_(block.mlp.up_proj.bytes * block.mlp.up_proj.scale)
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "blocks")
+    twins = choose_layers(all_layers(plain), "blocks")
+    assert layers.keys() == twins.keys()
+    assert layers["model.layers.0.mlp.up_proj.weight"].kind == "packed"
+    scheme = projection_of(model, layers)
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, plain, twins, scheme) < 1e-4
+
+
+def test_coverage_is_the_share_that_autograd_finds() -> None:
+    model = build(zoo(VOCABULARY)["gemma3"])
+    everything = all_layers(model)
+    chosen = choose_layers(everything, "blocks")
+    pairs = random_pairs(6)
+    coverage = measure_coverage(model, everything, chosen, pairs)
+    energy = dict.fromkeys(everything, 0.0)
+    for pair in sorted(pairs, key=lambda pair: pair.length)[:4]:
+        for name, gradient in exact_gradient(model, everything, pair).layers.items():
+            energy[name] += float(gradient.square().sum())
+    whole = sum(energy.values())
+    assert coverage.covered.energy == pytest.approx(
+        sum(energy[name] for name in chosen) / whole, rel=1e-3
+    )
+    left = coverage.left_out
+    assert left.keys() == {"embeddings", "norms and biases"}
+    assert left["embeddings"].energy == pytest.approx(
+        energy["model.embed_tokens.weight"] / whole, rel=1e-3
+    )
+    assert coverage.covered.numbers + sum(part.numbers for part in left.values()) == (
+        pytest.approx(1)
+    )
+    assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
