@@ -1,5 +1,6 @@
 """Every kind of weight in every architecture, against autograd; and what is refused, by name."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
+from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.uses import MixedRowsError
 
 NOT_ALL = {
@@ -258,3 +261,69 @@ def test_coverage_is_the_share_that_autograd_finds() -> None:
         pytest.approx(1)
     )
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gemma3"])
+def test_checkpointing_changes_memory_not_numbers(name: str) -> None:
+    model = build(zoo(VOCABULARY)[name])
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "all")
+    scheme = projection_of(model, layers)
+    batch = batch_pairs(random_pairs(4), 0, shared=True)
+    saved: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    results = []
+    for checkpointing in (False, True):
+        saved.clear()
+        with (
+            PairSketcher(model, layers, scheme, checkpointing) as sketcher,
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        ):
+            results.append((sketcher.sketch(batch).sketch, sum(saved)))
+    (plain, kept), (again, kept_again) = results
+    torch.testing.assert_close(again, plain)
+    assert kept_again < kept / 2  # what blocks save is not seen here: it is thrown away
+
+
+def test_adapters_are_sketched_alone_and_exactly(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = build(zoo(VOCABULARY)["llama"])
+    base.save_pretrained(tmp_path / "base")
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn_like(weight))
+    tuned.save_pretrained(tmp_path / "adapter")
+    source = find_model(str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    model = load_model(source, torch.device("cpu"), torch.float32)
+    everything = all_layers(model, adapter=True)
+    layers = choose_layers(everything, "blocks")
+    assert layers.keys() == everything.keys()
+    assert len(layers) == 8 and all("lora_" in name for name in layers)
+    use_shared_rows(model)
+    scheme = projection_of(model, layers)
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, model, layers, scheme) < 1e-4
+    # against PEFT's own gradients, on a model that none of this code has touched
+    pair = random_pairs(4)[2]
+    fresh = tuned.get_base_model()
+    truth = exact_gradient(fresh, all_layers(fresh), pair).layers
+    ours = exact_gradient(model, layers, pair).layers
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, truth[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_does_not_fit_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"adapter_config\.json is needed"):
+        find_model("org/name", adapter=str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    build(zoo(VOCABULARY)["llama"]).save_pretrained(tmp_path / "base")
+    source = find_model(str(tmp_path / "base"), adapter=str(tmp_path))
+    with pytest.raises(ModelError, match=r"--adapter .* does not fit"):
+        load_model(source, torch.device("cpu"), torch.float32)

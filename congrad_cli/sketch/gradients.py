@@ -9,13 +9,14 @@ so one batched product separates the pairs exactly.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from congrad_cli.sketch.checkpointing import checkpointed
 from congrad_cli.sketch.experts import use_sorted_experts
 from congrad_cli.sketch.forward import PairForward
 from congrad_cli.sketch.layers import Layer, dtype_of
@@ -198,8 +199,14 @@ def _by_row(row: Tensor, count: int, *values: Tensor) -> list[Tensor]:
 class PairSketcher:
     """Sketches batches of pairs on one model. A context manager: it owns hooks on the model."""
 
-    def __init__(self, model: Any, layers: Mapping[str, Layer], projection: Projection) -> None:
-        self._model, self._layers = model, layers
+    def __init__(
+        self,
+        model: Any,
+        layers: Mapping[str, Layer],
+        projection: Projection,
+        checkpointing: bool = False,
+    ) -> None:
+        self._model, self._layers, self._checkpointing = model, layers, checkpointing
         self._forward = PairForward(model)
         self._capture = SketchCapture(projection)
         self._hooks: list[Any] = []
@@ -251,7 +258,8 @@ class PairSketcher:
         one = len(batch.pairs) == 1  # then every token is the pair's, wherever it is
         count = 1 if one else len(batch.input_ids)
         self._capture.start(Rows(count, batch.input_ids.numel()), self.device)
-        with self._uses.watch():
+        blocks = checkpointed(self._model, self._uses.replay) if self._checkpointing else None
+        with self._uses.watch(), blocks or nullcontext():
             states = self._forward.states(batch)  # [S, H]
         of_token = torch.zeros_like(batch.sides) if one else batch.rows
 

@@ -87,7 +87,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     def tell_coverage(batch: list[TokenizedPair]) -> None:
         progress.step(str(measure_coverage(model, everything, layers, batch)))
 
-    with PairSketcher(model, layers, scheme) as sketcher:
+    with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
             settings, sketcher, reference, tokenizer, ShardWriter(store, read_header(store)),
             index, _done(store, index), settings.batch_tokens or batch_tokens(sketcher, shared),

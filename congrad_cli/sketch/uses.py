@@ -93,6 +93,7 @@ class WeightUses(TorchFunctionMode):
         self._matrices: dict[int, Layer] = {}
         self._casts: dict[int, tuple[Tensor, Layer]] = {}
         self._hooks: list[Any] = []
+        self._muted = False
         vectors: dict[nn.Module, list[Layer]] = {}
         for layer in layers:
             if layer.kind == "vector":
@@ -123,6 +124,16 @@ class WeightUses(TorchFunctionMode):
             _watching.reset(token)
             self._casts = {}
 
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """As :meth:`watch` for what is computed again: the same results, and nothing is told."""
+        self._muted = True
+        try:
+            with self.watch():
+                yield
+        finally:
+            self._muted = False
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -137,7 +148,9 @@ class WeightUses(TorchFunctionMode):
         return result
 
     def matrix(self, weight: Any) -> Layer | None:
-        """The layer whose weight, or cast weight, this is."""
+        """The layer to tell of whose weight, or cast weight, this is."""
+        if self._muted:
+            return None
         layer = self._matrices.get(id(weight))
         if layer is None and id(weight) in self._casts:
             layer = self._casts[id(weight)][1]
@@ -159,7 +172,7 @@ class WeightUses(TorchFunctionMode):
 
     def _packed_hook(self, layer: Layer) -> Callable[..., None]:
         def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if _watching.get() is self:
+            if _watching.get() is self and not self._muted:
                 self.listener.used(layer, args[0], output)
 
         return after
