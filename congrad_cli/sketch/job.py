@@ -121,21 +121,23 @@ class SketchJob:
 
     def _work_batch(self, batch: list[TokenizedPair], shared: bool) -> None:
         """Sketch one batch; in pieces where it does not go in one."""
-        for piece in cut_batches(batch, self.budget, shared):
+        waiting = [batch]
+        while waiting:
+            piece, *others = [*cut_batches(waiting.pop(0), self.budget, shared), *waiting]
+            waiting = others
+            arrays = None
             try:
                 arrays = self._arrays(piece, shared)
             except MixedRowsError as error:
                 self._one_by_one(str(error))
-                arrays = None
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
                 self._halve(piece, shared, error)
-                arrays = None
             if arrays is None:  # outside the handlers: an error keeps its tensors alive
                 if self.sketcher.device.type == "cuda":
                     torch.cuda.empty_cache()
-                self._work_batch(piece, shared)
+                waiting.insert(0, piece)
                 continue
             # A run with another token budget cuts other batches; rows that are there stay single.
             new = ~self.done[arrays["row"]]
@@ -153,7 +155,7 @@ class SketchJob:
             raise MemoryError(
                 f"one pair of {tokens:,} tokens does not fit: {str(error).splitlines()[0][:120]}"
             ) from error
-        self.budget = tokens // 2
+        self.budget = min(self.budget, tokens) // 2
         self.progress.warn(
             f"out of memory with {tokens:,} tokens in a batch: going on with {self.budget:,}"
         )
