@@ -4,7 +4,9 @@ For a row [prompt | chosen | rejected] of T tokens, a half of them prompt, on a 
 random weights: seconds and the peak of memory of one forward and one activation backward, in a
 process of its own each, so that one peak does not hide another.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/long_rows.py --tokens 4096 8192
+    OMP_NUM_THREADS=1 python tests/benchmarks/long_rows.py --tokens 4096
+
+Gemma 2's table at 8,192 tokens would take over 20 GiB: there, --no-table.
 """
 
 import argparse
