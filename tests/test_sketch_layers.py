@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo import build, zoo
 
 from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.sketch import long_rows
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts, without_peers
@@ -263,8 +264,12 @@ def test_coverage_is_the_share_that_autograd_finds() -> None:
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
 
 
+@pytest.mark.parametrize("long_row", [2048, 8])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gemma3"])
-def test_checkpointing_changes_memory_not_numbers(name: str) -> None:
+def test_checkpointing_changes_memory_not_numbers(
+    name: str, long_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_rows, "LONG_ROW", long_row)  # the layout must be known once more
     model = build(zoo(VOCABULARY)[name])
     use_shared_rows(model)
     layers = choose_layers(all_layers(model), "all")

@@ -4,43 +4,78 @@ transformers builds every mask through a registered function that receives the m
 rule (causal, sliding window, chunked) as a function of query and key *positions*. We register one
 that asks this rule about the tokens' positions in their own sequence instead of their places in
 the row, and adds that an answer sees its prompt and itself only. The rule stays the model's, so
-windows stay right in every architecture.
+windows stay right in every architecture. In long rows the mask is not a table but a description,
+which models pass on to their attention as they would the table (``long_rows``).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from congrad_cli.sketch.long_rows import (
+    SegmentMask,
+    Steps,
+    find_window,
+    plain_attention,
+    segment_attention,
+)
 
 NAME = "congrad_shared_rows"
 PROMPT, CHOSEN, REJECTED, PADDING = 0, 1, 2, 3
 
-_layout: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("shared_row_layout", default=None)
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The rows that masks are built for."""
+
+    positions: Tensor  # [B, T]
+    segments: Tensor  # [B, T]
+    lengths: tuple[tuple[int, int, int], ...] | None  # of each row's segments; None: use a table
+
+
+_layout: ContextVar[_Layout | None] = ContextVar("shared_row_layout", default=None)
 
 
 @contextmanager
-def shared_rows(positions: Tensor, segments: Tensor) -> Iterator[None]:
-    """Inside, masks are built for rows with these positions and segments, both [B, T]."""
-    token = _layout.set((positions, segments))
+def shared_rows(positions: Tensor, segments: Tensor, by_segment: bool = False) -> Iterator[None]:
+    """Inside, masks are built for rows with these positions and segments, both [B, T].
+
+    ``by_segment`` asks for no table of T x T. Segments then follow one another in a row, each
+    answer continuing the prompt's positions, and padding comes last.
+    """
+    lengths = None
+    if by_segment:
+        counts = [(segments == segment).sum(1) for segment in (PROMPT, CHOSEN, REJECTED)]
+        lengths = tuple((row[0], row[1], row[2]) for row in torch.stack(counts, 1).tolist())
+    token = _layout.set(_Layout(positions, segments, lengths))
     try:
         yield
     finally:
         _layout.reset(token)
 
 
-def shared_row_mask(*, mask_function: Callable[..., Tensor], **arguments: Any) -> Tensor | None:
-    """The boolean mask [B, 1, T, T]: True where a query may see a key."""
+def shared_row_mask(
+    *, mask_function: Callable[..., Tensor], **arguments: Any
+) -> Tensor | SegmentMask | None:
+    """The boolean mask [B, 1, T, T]: True where a query may see a key; for long rows no table."""
     layout = _layout.get()
     if layout is None:
         plain: Tensor | None = sdpa_mask(mask_function=mask_function, **arguments)
         return plain
-    positions, segments = layout
+    positions, segments = layout.positions, layout.segments
+    if layout.lengths is not None:
+        longest = max(prompt + max(answers) for prompt, *answers in layout.lengths)
+        window = find_window(mask_function, len(positions), longest, positions.device)
+        if window is not None:
+            return SegmentMask(layout.lengths, window)
     batch = torch.arange(len(positions), device=positions.device)[:, None, None, None]
     head = torch.zeros_like(batch)
     allowed = mask_function(batch, head, positions[:, None, :, None], positions[:, None, None, :])
@@ -53,7 +88,7 @@ def masked_attention(  # noqa: PLR0913 (transformers fixes the signature)
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | SegmentMask | None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -63,31 +98,21 @@ def masked_attention(  # noqa: PLR0913 (transformers fixes the signature)
 
     query [B, H, T, d]; key and value [B, H_kv, T, d]; result [B, T, H, d].
     """
-    if softcap is None and s_aux is None:
+    steps = Steps(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    if isinstance(attention_mask, SegmentMask):
+        if arguments.get("position_bias") is not None:
+            raise ValueError("a position bias is a table of T x T itself")
+        return segment_attention(query, key, value, attention_mask, steps), None
+    if steps.fused:
         fused: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **arguments
         )
         return fused
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = query @ key.transpose(2, 3) * scale  # [B, H, T, T]
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
     if attention_mask is None:
         length = query.shape[2]
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    if attention_mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
-    else:  # a model with mask code of its own adds
-        logits = logits + attention_mask
-    if s_aux is not None:  # a learned logit per head that takes part in the softmax only
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(len(query), -1, query.shape[2], 1)
-        logits = torch.cat([logits, sinks.to(logits.dtype)], dim=-1)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-    if s_aux is not None:
-        weights = weights[..., :-1]
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    result, weights = plain_attention(query, key, value, attention_mask, steps)
+    return result.transpose(1, 2).contiguous(), weights
 
 
 def use_shared_rows(model: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from congrad_cli.sketch.attention import PADDING, shared_rows
+from congrad_cli.sketch import long_rows
+from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED, shared_rows
 from congrad_cli.sketch.pairs import PairBatch
 
 HEAD_ELEMENTS = 1 << 25
@@ -26,19 +28,57 @@ class PairForward:
             parent, self._name = self._name.rsplit(".", 1)
             self._parent = model.get_submodule(parent)
 
-    def states(self, batch: PairBatch) -> Tensor:
+    def goes_by_segment(self, batch: PairBatch) -> bool:
+        """Whether the batch's rows are so long that no table of tokens by tokens may be made."""
+        return batch.input_ids.shape[1] > long_rows.LONG_ROW and self._knows_segments
+
+    def states(self, batch: PairBatch, by_segment: bool | None = None) -> Tensor:
         """The last hidden states that predict the response tokens, [S, H]."""
-        arguments: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": (batch.segments != PADDING).long(),
-        }
-        layout: AbstractContextManager[None] = nullcontext()
-        if batch.shared:
-            arguments["position_ids"] = batch.positions
-            layout = shared_rows(batch.positions, batch.segments)
-        with layout:
-            hidden: Tensor = self._body(**arguments, use_cache=False)[0]  # [B, T, H]
+        if by_segment is None:
+            by_segment = self.goes_by_segment(batch)
+        hidden = self._hidden(  # [B, T, H]
+            batch.input_ids, batch.segments, batch.positions if batch.shared else None, by_segment
+        )
         return hidden.flatten(0, 1)[batch.predictors.to(hidden.device)]
+
+    def _hidden(
+        self, ids: Tensor, segments: Tensor, positions: Tensor | None, by_segment: bool
+    ) -> Tensor:
+        """The body's last states of rows, [B, T, H]; without positions they are the model's own."""
+        arguments = {"input_ids": ids, "attention_mask": (segments != PADDING).long()}
+        layout: AbstractContextManager[None] = nullcontext()
+        if positions is not None:
+            arguments["position_ids"] = positions
+        if positions is not None or by_segment:
+            if positions is None:
+                positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            layout = shared_rows(positions, segments, by_segment)
+        with layout:
+            hidden: Tensor = self._body(**arguments, use_cache=False)[0]
+        return hidden
+
+    @cached_property
+    def _knows_segments(self) -> bool:
+        """Whether attention without a table gives this model's numbers, on a row of few tokens.
+
+        Some models do not hand their mask on but compute with it (indexers choose keys among those
+        it shows); they keep the table, however long a row is.
+        """
+        segments = torch.tensor(
+            [[PROMPT] * 8 + [CHOSEN] * 9 + [REJECTED] * 6 + [PADDING]], device=self._model.device
+        )
+        positions = torch.tensor([[*range(17), *range(8, 14), 0]], device=self._model.device)
+        ids = torch.arange(24, device=self._model.device)[None] % self._vocabulary
+        try:
+            with torch.no_grad():
+                table, without = (
+                    self._hidden(ids, segments, positions, by_segment)[:, :-1].float()
+                    for by_segment in (False, True)
+                )
+        except (AttributeError, TypeError, ValueError):
+            return False
+        rounding = max(1e-4, 16.0 * torch.finfo(self._model.dtype).eps)  # another mask gives O(1)
+        return bool((without - table).norm() <= rounding * table.norm())
 
     def score(
         self,
@@ -76,8 +116,12 @@ class PairForward:
                 logp[part] = target_log_prob(head(states[part]), batch.targets[part])
         return batch.sum_sides(logp), batch.sum_sides(logp * batch.weights)
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._model.config.get_text_config().vocab_size)
+
     def _chunks(self, states: Tensor) -> Iterator[slice]:
-        step = max(1, HEAD_ELEMENTS // self._model.config.get_text_config().vocab_size)
+        step = max(1, HEAD_ELEMENTS // self._vocabulary)
         for begin in range(0, len(states), step):
             yield slice(begin, begin + step)
 

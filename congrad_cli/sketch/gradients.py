@@ -259,8 +259,9 @@ class PairSketcher:
         count = 1 if one else len(batch.input_ids)
         self._capture.start(Rows(count, batch.input_ids.numel()), self.device)
         blocks = checkpointed(self._model, self._uses.replay) if self._checkpointing else None
+        by_segment = self._forward.goes_by_segment(batch)  # may try the model: before we watch it
         with self._uses.watch(), blocks or nullcontext():
-            states = self._forward.states(batch)  # [S, H]
+            states = self._forward.states(batch, by_segment)  # [S, H]
         of_token = torch.zeros_like(batch.sides) if one else batch.rows
 
         @contextmanager

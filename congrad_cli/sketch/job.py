@@ -242,7 +242,8 @@ class Reference:
 
     def __init__(self, model: Any, share_prompt: bool) -> None:
         self._forward = PairForward(model)
-        self.shares = share_prompt and use_shared_rows(model)
+        can_share = use_shared_rows(model)  # not only to share: long rows need it too
+        self.shares = share_prompt and can_share
 
     def log_probs(self, batch: PairBatch) -> Tensor:
         """Of chosen and rejected with the batch's token weights, [n, 2]."""

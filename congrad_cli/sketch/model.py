@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -165,8 +166,8 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **arguments)
     if device_map is None:
         model = model.to(device)
-    elif {"cpu", "disk"} & set(map(str, model.hf_device_map.values())) and (
-        torch.cuda.is_available()
+    elif torch.cuda.is_available() and {"cpu", "disk"} & set(
+        map(str, getattr(model, "hf_device_map", {}).values())
     ):
         raise ModelError(
             f"{source.name} does not fit into the GPUs' memory.",
@@ -242,3 +243,46 @@ def _digest_file(path: Path, digest: Any) -> None:
         for index in range(SAMPLES):  # the first one holds the header, the last one the end
             file.seek((length - SAMPLE_BYTES) * index // (SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
+
+
+@torch.no_grad()
+def check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Raise :class:`UsageError` where sequences may be longer than the model has positions for."""
+    limit = position_limit(model)
+    if limit is not None and max_length > limit:
+        raise UsageError(
+            f"--max-length {max_length} is too long: the model has learned {limit:,} positions.",
+            f"pass --max-length {limit}",
+        )
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many positions the model has learned a vector for; None where none are learned.
+
+    One token, repeated, is shown to the model: a table of positions is the one whose consecutive
+    rows come out. Where they begin need not be its first row (OPT's is its third).
+    """
+    count = 4
+    limits: list[int] = []
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    tokens = torch.full((1, count), 1 if padding == 0 else 0)
+
+    def look(table: nn.Embedding, _: Any, output: torch.Tensor) -> None:
+        rows, weight = output.flatten(0, -2), table.weight  # [4, H], [N, H]
+        starts = (weight == rows[0]).all(1).nonzero().flatten().tolist()
+        limits.extend(
+            len(weight) - start
+            for start in starts if torch.equal(weight[start : start + count], rows)
+        )
+
+    hooks = [
+        table.register_forward_hook(look)
+        for table in model.modules()
+        if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings()
+    ]
+    try:
+        model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return min(limits, default=None)

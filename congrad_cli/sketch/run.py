@@ -63,6 +63,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
             return store
     progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
     model = models.load_model(source, device, dtype, settings.device_map)
+    models.check_positions(model, settings.max_length)
     everything = all_layers(model, settings.adapter is not None)
     layers = choose_layers(everything, settings.layers)
     if judge:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from congrad_cli.records import Record
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.model import block_linears
+from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
 
@@ -89,7 +89,7 @@ def main() -> None:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     use_shared_rows(model)
-    layers = block_linears(model)
+    layers = choose_layers(all_layers(model), "blocks")
     parameters = sum(layer.weight.numel() for layer in layers.values())
     pairs = synthetic_pairs(args.pairs, config.vocab_size, args.prompt, args.answer)
     tokens = sum(pair.length for pair in pairs)
