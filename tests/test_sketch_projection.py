@@ -3,12 +3,13 @@
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from congrad_cli.sketch.exact import sketch_gradient
-from congrad_cli.sketch.projection import Fold, Projection, random_signs
+from congrad_cli.sketch.projection import Fold, FoldedSums, Projection, random_signs
 
 CPU = torch.device("cpu")
 
@@ -16,7 +17,9 @@ CPU = torch.device("cpu")
 def as_matrix(fold: Fold, lines: int, length: int) -> np.ndarray:
     """The fold as a dense matrix [lines * W, lines * length], column by column."""
     basis = torch.eye(lines * length).view(-1, lines, length)
-    return fold(basis).flatten(1).T.numpy()
+    total = torch.zeros(len(basis), lines, 2 * fold.buckets)
+    fold.add(total, basis)
+    return total.unflatten(2, (2, -1)).sum(2).flatten(1).T.numpy()
 
 
 @given(
@@ -114,7 +117,52 @@ def test_the_random_bits_are_the_same_in_every_version() -> None:
     assert set(np.unique(signs)) == {-1, 1}
     assert hashlib.sha256(signs.tobytes()).hexdigest()[:16] == "c20810be0c82d7a1"
     fold = Fold.draw(5, "fold", "model.layers.0.mlp", (4, 100), 32)
-    assert hashlib.sha256(fold.take.numpy().tobytes()).hexdigest()[:16] == "3af28e7107e9dd8c"
+    assert fold.shifts == [31, 26, 26, 8]
+
+
+@given(length=st.integers(1, 40), buckets=st.integers(1, 17), turn=st.integers(0, 20))
+def test_single_columns_fold_as_the_whole_does(length: int, buckets: int, turn: int) -> None:
+    fold = Fold.draw(1, "fold", "m", (3, length), buckets)
+    generator = torch.Generator().manual_seed(length)
+    columns = torch.randint(0, length, (2, 5), generator=generator)  # some of them twice
+    entries = torch.randn(2, 5, 3, generator=generator)
+    whole = torch.zeros(2, 3, length)
+    for row in range(2):
+        for column, entry in zip(columns[row], entries[row], strict=True):
+            whole[row, :, column] += entry
+    one, other = torch.zeros(2, 2, 3, 2 * buckets)
+    fold.add(one, whole)
+    fold.add_columns(other, entries, columns)
+    torch.testing.assert_close(other, one)
+    turned = torch.zeros_like(one)
+    fold.add(turned, whole, turn)
+    folded = one.unflatten(2, (2, -1)).sum(2)
+    torch.testing.assert_close(turned.unflatten(2, (2, -1)).sum(2), folded.roll(turn, 2))
+
+
+def test_blocks_share_the_exact_lines_evenly_and_keep_products() -> None:
+    scheme = Projection(96, 12, 0)  # twelve blocks: no power of two
+    sums = FoldedSums.zeros(2, scheme, CPU)
+    sums.exact[0, 0, 3], sums.exact[1, 0, 96 + 3], sums.exact[1, 0, 50] = 2.0, 5.0, 1.0
+    left, right = sums.total()
+    assert float(left @ right) == pytest.approx(10.0)
+    energy = left.view(12, 8).square().sum(1)
+    assert float(energy.sum()) == pytest.approx(4.0)
+    assert energy.max() < 2.1 * energy.mean()  # untransformed, one block would hold all of it
+
+
+def test_experts_meet_in_no_fixed_way() -> None:
+    """The same gradient in two experts: products between them are zero on average."""
+    gradient = torch.randn(1, 30, 20, generator=torch.Generator().manual_seed(0))
+    blank = torch.zeros_like(gradient)
+    products = []
+    for seed in range(300):
+        scheme = Projection(64, 4, seed)
+        first = sketch_gradient({"m": torch.cat([gradient, blank])}, scheme)
+        second = sketch_gradient({"m": torch.cat([blank, gradient])}, scheme)
+        products.append(float(first @ second) / float(first @ first))
+    assert abs(np.mean(products)) < 4 * np.std(products) / 300**0.5
+    assert np.std(products) < 0.4  # a shared fold would give 1 with a random sign
 
 
 def test_seed_layer_and_role_each_change_the_bits() -> None:

@@ -10,7 +10,7 @@ so one batched product separates the pairs exactly.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,9 +156,12 @@ class SketchCapture:
     def _scheme(self, layer: Layer, like: Tensor) -> LayerProjection:
         """The layer's projection, made where and when it is first needed."""
         if layer.name not in self._layers:
-            self._layers[layer.name] = self._projection.layer(
-                layer.name, layer.inputs, layer.outputs, like.device, like.dtype, layer.experts
-            )
+            scheme = self._projection.layer(
+                layer.name, layer.inputs, layer.outputs, self._sums.random.device, like.dtype,
+                layer.experts,
+            )  # fmt: skip
+            scheme = replace(scheme, inputs=scheme.inputs.to(like.device))
+            self._layers[layer.name] = scheme
         return self._layers[layer.name]
 
     def _add(
@@ -168,7 +171,7 @@ class SketchCapture:
         """Fold Y [B, q, out] of the layer into the sums of its rows."""
         self.heard.add(layer.name)
         self._check_finite(layer, y)
-        scheme.fold_into(self._sums, y, expert, rows)
+        scheme.fold_into(self._sums, y.to(self._sums.random.device), expert, rows)
 
     def _check_finite(self, layer: Layer, numbers: Tensor) -> None:
         if self.broken is not None and not numbers.isfinite().all():

@@ -68,53 +68,50 @@ def random_normals(seed: int, role: str, layer: str, shape: tuple[int, int]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Folds lines of entries into W buckets each; tensors on the layer's device."""
+    """Folds lines of entries into W buckets each.
+
+    The sum is kept twice as wide, [B, lines, 2 W]: a chunk that is rotated by s is then one
+    addition at s, and places W to 2 W are the same buckets as 0 to W.
+    """
 
     signs: Tensor  # [lines, length] float32
-    shifts: Tensor  # [lines, C]: by how far every chunk is rotated
-    take: Tensor  # [lines * C * W]: where the rotated chunks come from
+    shifts: list[int]  # [C]: by how far every chunk is rotated, the same for all lines
     buckets: int  # W
 
     @staticmethod
     def draw(seed: int, role: str, layer: str, shape: tuple[int, int], buckets: int) -> "Fold":
         """The fold of ``shape`` = (lines, length) entries, keyed by seed, role and layer."""
-        lines, length = shape
-        chunks = -(-length // buckets)  # C
-        words = random_words(seed, f"{role}-shift", layer, lines * chunks)
-        shift = (words % np.uint64(buckets)).astype(np.int64).reshape(lines, chunks, 1)
-        start = np.arange(lines * chunks).reshape(lines, chunks, 1) * buckets
-        take = start + (np.arange(buckets) - shift) % buckets  # [lines, C, W]
+        chunks = -(-shape[1] // buckets)  # C
+        words = random_words(seed, f"{role}-shift", layer, chunks)
         signs = random_signs(seed, f"{role}-sign", layer, shape)
-        return Fold(
-            torch.from_numpy(signs).float(), torch.from_numpy(shift[:, :, 0]),
-            torch.from_numpy(take.reshape(-1)), buckets,
-        )  # fmt: skip
+        shifts = (words % np.uint64(buckets)).astype(int).tolist()
+        return Fold(torch.from_numpy(signs).float(), shifts, buckets)
 
     def to(self, device: torch.device) -> "Fold":
         """The same fold on another device."""
-        return Fold(
-            self.signs.to(device), self.shifts.to(device), self.take.to(device), self.buckets
-        )
+        return Fold(self.signs.to(device), self.shifts, self.buckets)
 
-    def __call__(self, y: Tensor) -> Tensor:
-        """y [B, lines, length] -> [B, lines, W]."""
-        rows, lines, length = y.shape
-        chunks = self.take.numel() // (lines * self.buckets)
-        signed = torch.nn.functional.pad(y * self.signs, (0, chunks * self.buckets - length))
-        turned = signed.flatten(1).index_select(1, self.take)  # [B, lines * C * W]
-        return turned.view(rows, lines, chunks, self.buckets).sum(2)
+    def add(self, total: Tensor, y: Tensor, turn: int = 0) -> None:
+        """Add y [B, lines, length] to ``total`` [B, lines, 2 W], rotated by ``turn`` more."""
+        width = self.buckets
+        for chunk, shift in enumerate(self.shifts):
+            part = slice(chunk * width, (chunk + 1) * width)
+            piece, begin = y[..., part], (shift + turn) % width
+            total[..., begin : begin + piece.shape[-1]].addcmul_(piece, self.signs[:, part])
 
-    def scatter(self, y: Tensor, columns: Tensor, begin: int, total: Tensor) -> None:
-        """Add single entries to ``total`` [B, lines * W]: y [B, n, lines], of the lines' places
-        ``begin + columns``, columns [B, n]."""
+    def add_columns(self, total: Tensor, y: Tensor, columns: Tensor, begin: int = 0) -> None:
+        """As :meth:`add` for single entries y [B, n, lines] at ``begin + columns``, [B, n].
+
+        An entry that is named twice counts twice. Deterministic on every device.
+        """
         place = begin + columns  # [B, n]
-        chunk, offset = place // self.buckets, place % self.buckets
-        bucket = (offset + self.shifts[:, chunk]) % self.buckets  # [lines, B, n]
-        line = torch.arange(len(self.signs), device=y.device)[:, None, None]
-        row = torch.arange(len(y), device=y.device)[None, :, None]
-        values = y.permute(2, 0, 1) * self.signs[:, place]  # [lines, B, n]
-        where = (row.expand_as(bucket), line * self.buckets + bucket)
-        total.index_put_(where, values, accumulate=True)  # deterministic on every device
+        shifts = torch.tensor(self.shifts, device=y.device)
+        bucket = place % self.buckets + shifts[place // self.buckets]  # [B, n]
+        row = torch.arange(len(y), device=y.device)[:, None, None]
+        line = torch.arange(len(self.signs), device=y.device)
+        values = y * self.signs.T[place]  # [B, n, lines]
+        where = (row, line, bucket[..., None])
+        total.index_put_(where, values, accumulate=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Experts:
 
     @staticmethod
     def draw(seed: int, layer: str, count: int, outputs: int, buckets: int) -> "Experts":
-        """For ``count`` experts of the layer."""
+        """For ``count`` experts of the layer, whose random lines have W = ``buckets``."""
         signs = random_signs(seed, "expert-sign", layer, (count, outputs))
         words = random_words(seed, "expert-turn", layer, count) % np.uint64(buckets)
         return Experts(torch.from_numpy(signs), words.astype(int).tolist())
@@ -136,11 +133,9 @@ class Experts:
 class LayerProjection:
     """The projection of one layer, on the layer's device."""
 
-    dim: int
     inputs: Tensor  # R, [in, q], in the layer's dtype
     exact: Fold | None  # of the lines that are kept exactly, laid end to end, into D buckets
     random: Fold | None  # of the r random lines into W = D / r buckets each
-    blocks: int  # r
     experts: Experts | None
 
     def project_inputs(self, a: Tensor) -> Tensor:
@@ -151,53 +146,49 @@ class LayerProjection:
         self, sums: "FoldedSums", y: Tensor, expert: int = 0, rows: slice = slice(None)
     ) -> None:
         """Add the share of Y [B, q, out] float32 to the rows' sums."""
+        turn = 0
         if self.experts is not None:
-            y = y * self.experts.signs[expert]
-        lines = len(self.random.signs) if self.random is not None else 0
-        kept = y.shape[1] - lines
+            y, turn = y * self.experts.signs[expert], self.experts.turns[expert]
+        kept = self._exact_lines(y.shape[1])
         if self.random is not None:
-            sums.random[rows] += self._turned(self.random(y[:, kept:]).flatten(1), expert)
+            self.random.add(sums.random[rows], y[:, kept:], turn)
         if self.exact is not None:
-            line = y[:, :kept].flatten(1)[:, None]
-            sums.exact[rows] += self._turned(self.exact(line).flatten(1), expert)
-
-    def _turned(self, part: Tensor, expert: int) -> Tensor:
-        """An expert's share [B, D], turned inside every block."""
-        if self.experts is None:
-            return part
-        blocks = part.view(len(part), self.blocks, -1)
-        turned: Tensor = torch.roll(blocks, self.experts.turns[expert], 2).flatten(1)
-        return turned
+            self.exact.add(sums.exact[rows], y[:, :kept].flatten(1)[:, None], turn)
 
     def fold_columns_into(self, sums: "FoldedSums", y: Tensor, columns: Tensor) -> None:
         """As :meth:`fold_into` where Y [B, q, out] is zero but for some columns.
 
-        y [B, n, q] holds the columns ``columns`` [B, n] of every Y; one that is named twice
-        counts twice.
+        y [B, n, q] holds the columns ``columns`` [B, n] of every Y.
         """
-        lines = len(self.random.signs) if self.random is not None else 0
-        kept = y.shape[2] - lines
+        kept = self._exact_lines(y.shape[2])
         if self.random is not None:
-            self.random.scatter(y[:, :, kept:], columns, 0, sums.random)
+            self.random.add_columns(sums.random, y[:, :, kept:], columns)
         if self.exact is not None:
             outputs = self.exact.signs.shape[1] // kept
             for line in range(kept):
-                self.exact.scatter(y[:, :, line : line + 1], columns, line * outputs, sums.exact)
+                self.exact.add_columns(
+                    sums.exact, y[:, :, line : line + 1], columns, line * outputs
+                )
+
+    def _exact_lines(self, lines: int) -> int:
+        return lines - (len(self.random.signs) if self.random is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class FoldedSums:
     """The sketches of B rows while layers are added to them: random and exact lines apart."""
 
-    random: Tensor  # [B, D] float32
-    exact: Tensor  # [B, D] float32
-    blocks: int  # r
+    random: Tensor  # [B, r, 2 W] float32, see Fold
+    exact: Tensor  # [B, 1, 2 D] float32
 
     @staticmethod
     def zeros(rows: int, projection: "Projection", device: torch.device) -> "FoldedSums":
         """Nothing yet."""
-        random, exact = torch.zeros(2, rows, projection.dim, device=device)
-        return FoldedSums(random, exact, projection.width)
+        double, blocks = 2 * projection.dim, projection.width
+        return FoldedSums(
+            torch.zeros(rows, blocks, double // blocks, device=device),
+            torch.zeros(rows, 1, double, device=device),
+        )
 
     def total(self) -> Tensor:
         """The sketches, [B, D].
@@ -206,12 +197,16 @@ class FoldedSums:
         transform across the blocks (Hartley's) gives every block an equal share, which keeps all
         products and lets the blocks speak for the sketch's error.
         """
-        turn = torch.arange(self.blocks, device=self.exact.device, dtype=torch.float64)
-        angle = 2 * torch.pi / self.blocks * (turn[:, None] * turn % self.blocks)
-        hartley = ((angle.cos() + angle.sin()) / self.blocks**0.5).float()  # [r, r]
-        blocks = self.exact.view(len(self.exact), self.blocks, -1)
-        total: Tensor = self.random + (hartley @ blocks).flatten(1)
-        return total
+        random, exact = (
+            sums[..., : sums.shape[2] // 2] + sums[..., sums.shape[2] // 2 :]
+            for sums in (self.random, self.exact)
+        )
+        blocks = random.shape[1]
+        turn = torch.arange(blocks, device=exact.device, dtype=torch.float64)
+        angle = 2 * torch.pi / blocks * (turn[:, None] * turn % blocks)
+        hartley = ((angle.cos() + angle.sin()) / blocks**0.5).float()  # [r, r]
+        total: Tensor = random + hartley @ exact.view(random.shape)  # [B, r, W]
+        return total.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +243,7 @@ class Projection:
         if experts > 1:
             apart = Experts.draw(self.seed, name, experts, outputs, buckets)
             apart = Experts(apart.signs.to(device), apart.turns)
-        return LayerProjection(self.dim, r.to(device, dtype), exact, random, self.width, apart)
+        return LayerProjection(r.to(device, dtype), exact, random, apart)
 
     def _random_basis(self, name: str, leading: Tensor) -> Tensor:
         """sqrt((in - k) / r) Q, [in, r] float64: orthonormal, orthogonal to ``leading``."""
