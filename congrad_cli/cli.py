@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from congrad_cli import __version__, console, options
 from congrad_cli.errors import CongradError, StoreError, UsageError
 from congrad_cli.settings import (
+    STORE_DTYPES,
     ConsensusSettings,
     FilterSettings,
     RecordSettings,
@@ -115,6 +116,7 @@ def sketch(
     width: options.Width = 32,
     leading: options.Leading = 8,
     seed: options.SketchSeed = 0,
+    store_dtype: options.StoreDtype = "float16",
     reference: options.Reference = None,
     token_weighting: options.TokenWeighting = "sum",
     dtype: options.Dtype = "auto",
@@ -137,14 +139,16 @@ def sketch(
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: pass auto, float32 or bfloat16.")
+    _one_of("--store-dtype", store_dtype, STORE_DTYPES)
     if language is not None and not language.strip():
         raise UsageError("--language is empty.", 'name one, such as "de"')
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
         dim=dim, width=width, leading=leading, seed=seed, reference=reference,
-        token_weighting=token_weighting, dtype=dtype, share_prompt=share_prompt, device=device,
-        batch_tokens=batch_tokens, threads=threads, overwrite=overwrite,
+        token_weighting=token_weighting, store_dtype=store_dtype, dtype=dtype,
+        share_prompt=share_prompt, device=device, batch_tokens=batch_tokens, threads=threads,
+        overwrite=overwrite,
     )  # fmt: skip
     fields = RecordSettings(
         prompt_field=prompt_field, chosen_field=chosen_field, rejected_field=rejected_field,

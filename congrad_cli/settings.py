@@ -16,6 +16,10 @@ WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
 
 
+STORE_DTYPES = ("float16", "int8", "int4", "1bit")
+"""How a store may code its rows; see the module ``codec``."""
+
+
 def changes_numbers(default: Any) -> Any:
     """A field whose value changes the sketches themselves."""
     return field(default=default, metadata={"changes_numbers": True})
@@ -46,6 +50,7 @@ class SketchSettings:
     leading: int = changes_numbers(8)
     seed: int = changes_numbers(0)
     token_weighting: str = changes_numbers("sum")
+    store_dtype: str = changes_numbers("float16")
     reference: str | None = None
     dtype: str = "auto"
     share_prompt: bool = True

@@ -26,10 +26,10 @@ finally:
 OPTIONS = {
     "sketch": {
         "DATA", "--model", "-m", "--store", "-s", "--revision", "--chat-template", "--max-length",
-        "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting", "--dtype",
-        "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
-        "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
-        "--id-field", "--language", "--quiet", "-q",
+        "--dim", "--width", "--leading", "--seed", "--store-dtype", "--reference",
+        "--token-weighting", "--dtype", "--share-prompt", "--no-share-prompt", "--device",
+        "--batch-tokens", "--threads", "--overwrite", "--prompt-field", "--chosen-field",
+        "--rejected-field", "--language-field", "--id-field", "--language", "--quiet", "-q",
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
