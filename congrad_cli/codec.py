@@ -124,12 +124,13 @@ class Codec:
         blocks = rotate(rows, size).reshape(len(rows), self.width, size)
         square = np.vecdot(blocks, blocks)  # [n, width]
         unit = np.sqrt(np.where(square > 0, square, 1) / size)
-        between = (levels[1:] + levels[:-1]) / 2
-        # "right": a zero counts as positive
-        codes = np.searchsorted(between, blocks / unit[:, :, None], "right")
+        numbers = blocks / unit[:, :, None]  # z
+        codes = np.zeros(blocks.shape, np.uint8)
+        for edge in (levels[1:] + levels[:-1]) / 2:
+            codes += numbers >= edge
         along = np.vecdot(levels[codes], blocks)
         scale = np.divide(square, along, out=np.zeros_like(square), where=along > 0)
-        return codes.astype(np.uint8).reshape(-1, self.dim), scale.astype(np.float16)
+        return codes.reshape(rows.shape), scale.astype(np.float16)
 
     def _pack(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """[n, D] codes -> [n, ceil(D / per byte)] bytes, the first number in the lowest bits."""
@@ -167,10 +168,14 @@ def rotate(rows: Rows, size: int) -> Rows:
 def _hadamard(blocks: Rows) -> Rows:
     """The orthonormal Walsh-Hadamard transform of [n, p], p a power of two."""
     count, size = blocks.shape
+    now = np.array(blocks.T, order="C")  # the n blocks lie side by side: long runs to add
+    after = np.empty_like(now)
     half = 1
     while half < size:
-        parts = blocks.reshape(count, size // (2 * half), 2, half)
-        first, second = parts[:, :, 0], parts[:, :, 1]
-        blocks = np.stack([first + second, first - second], axis=2).reshape(count, size)
+        pairs = now.reshape(size // (2 * half), 2, half, count)
+        sums = after.reshape(pairs.shape)
+        np.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
+        now, after = after, now
         half *= 2
-    return np.asarray(blocks / np.float32(math.sqrt(size)), np.float32)
+    return np.ascontiguousarray(now.T) / np.float32(math.sqrt(size))
