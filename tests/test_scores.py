@@ -50,7 +50,8 @@ def consensus_of(directions, scale, share, label, coefficients):
     """The consensus of all pairs, in float64."""
     terms = directions.astype(np.float64) * (scale * share)[:, None]
     groups = np.array([terms[label == group].sum(0) for group in range(len(coefficients))])
-    return Consensus(coefficients @ groups, groups, np.asarray(coefficients, np.float64))
+    nothing = np.zeros((len(groups), 1))  # float16 rows stand for themselves
+    return Consensus(coefficients @ groups, groups, np.asarray(coefficients, np.float64), nothing)
 
 
 @st.composite
