@@ -79,7 +79,7 @@ def score(directions, scale, label, average, coefficients, leave_one_out=True):
     order = np.argsort(np.sin(np.arange(len(label))))  # rows lie in two shards, out of order
     store = memory_store(directions, np.ones(len(label)), groups, [order[:3], order[3:]])
     found = consensus_of(directions, scale, share, label, coefficients)
-    return pair_scores(store, found, scale, share, leave_one_out), share, found
+    return pair_scores(store, found, scale, share, leave_one_out).score, share, found
 
 
 @given(case=cases())
