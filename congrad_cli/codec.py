@@ -4,14 +4,14 @@ A row is x in R^D, |x| = 1, made of ``width`` sub-sketches: blocks of W = D / wi
 numbers. Bytes per row, and the error that coding adds to the cosine of two rows (measured on the
 bundled data), beside the 1/sqrt(D) that the sketch itself has:
 
-=======  ===================  ========================
+=======  ===================  =======================
 code     bytes                added error of a cosine
-=======  ===================  ========================
-float16  2 D                  0.001 / sqrt(D)
+=======  ===================  =======================
+float16  2 D                  under 0.001 / sqrt(D)
 int8     D + 4                0.03 / sqrt(D)
 int4     D / 2 + 2 width      0.15 / sqrt(D)
 1bit     D / 8 + 2 width      1.3 / sqrt(D)
-=======  ===================  ========================
+=======  ===================  =======================
 
 *float16, int8* round to nearest (int8 in steps of the row's largest number / 127): products of
 rows are unbiased.

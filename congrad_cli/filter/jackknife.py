@@ -18,7 +18,8 @@ def jackknife_error(dot: Floats, own: Floats, other: Floats) -> Floats:
         error^2 = (r - 1) / r  sum_j (cos_(-j) - mean)^2
 
     It covers everything that was drawn, the input side's random directions and the fold alike,
-    and what a coarse code of the rows adds. NaN where there is one sub-sketch only, or where a
+    and what a coarse code of the rows adds. What all sub-sketches share out among them (the folded
+    leading directions) makes it too large, not too small. NaN where there is one sub-sketch only, or where a
     cosine without one of them is not defined.
     """
     count = dot.shape[1]
