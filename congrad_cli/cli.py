@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from congrad_cli import __version__, console, options
 from congrad_cli.errors import CongradError, StoreError, UsageError, out_of_memory
 from congrad_cli.settings import (
+    STORE_DTYPES,
     ConsensusSettings,
     FilterSettings,
     RecordSettings,
@@ -111,6 +112,7 @@ def sketch(
     width: options.Width = "auto",
     leading: options.Leading = 8,
     seed: options.SketchSeed = 0,
+    store_dtype: options.StoreDtype = "float16",
     reference: options.Reference = None,
     token_weighting: options.TokenWeighting = "sum",
     layers: options.Layers = "blocks",
@@ -138,14 +140,15 @@ def sketch(
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
     _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     _one_of("--bad-records", bad_records, ("stop", "skip"))
+    _one_of("--store-dtype", store_dtype, STORE_DTYPES)
     if language is not None and not language.strip():
         raise UsageError("--language is empty.", 'name one, such as "de"')
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
         dim=dim, width=_auto("--width", width), leading=leading, seed=seed, reference=reference,
-        token_weighting=token_weighting, layers=layers, adapter=adapter, dtype=dtype,
-        share_prompt=share_prompt, device=device, device_map=device_map,
+        token_weighting=token_weighting, store_dtype=store_dtype, layers=layers, adapter=adapter,
+        dtype=dtype, share_prompt=share_prompt, device=device, device_map=device_map,
         batch_tokens=_auto("--batch-tokens", batch_tokens),
         gradient_checkpointing=gradient_checkpointing, bad_records=bad_records,
         threads=threads, overwrite=overwrite,

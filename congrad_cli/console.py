@@ -215,8 +215,10 @@ def show_filter(summary: "FilterSummary") -> None:
     )
     dropped = sum(summary.reasons.values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.reasons.items()))
+    borderline = "" if summary.borderline is None else (
+        f" Borderline, within one error of the threshold: {summary.borderline:,}.")
     say("filter", f"kept {sum(summary.kept):,}, dropped {dropped:,}"
-        + (f" ({reasons})." if reasons else "."))
+        + (f" ({reasons})." if reasons else ".") + borderline)
 
 
 def show_demo(result: "DemoResult") -> None:

@@ -15,11 +15,15 @@ from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
 
 @dataclass(frozen=True)
 class Consensus:
-    """A direction and what it was made of, float64: d [D], G [L, D], a [L] with d = G^T a."""
+    """A direction and what it was made of, float64: d [D], G [L, D], a [L] with d = G^T a.
+
+    ``excess`` [L, r] is what decoding adds to |G_l|^2, by sub-sketch; see the module ``products``.
+    """
 
     direction: NDArray[np.float64]
     gradients: NDArray[np.float64]
     coefficients: NDArray[np.float64]
+    excess: NDArray[np.float64]
 
 
 def consensus_file(path: Path, name: str) -> Path:
@@ -53,9 +57,13 @@ def read_consensus(
             f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"
         )
     arrays, metadata = map_arrays(file)
+    groups = len(store.header.groups)
     shapes = {"direction": (store.header.dim,),
-              "gradients": (len(store.header.groups), store.header.dim),
-              "coefficients": (len(store.header.groups),)}
+              "gradients": (groups, store.header.dim),
+              "coefficients": (groups,),
+              "excess": (groups, store.header.width)}
+    if store.header.codec.exact:  # older files do not say that it is zero
+        arrays.setdefault("excess", np.zeros(shapes["excess"]))
     for tensor, shape in shapes.items():
         if tensor not in arrays or arrays[tensor].shape != shape:
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")

@@ -16,6 +16,10 @@ WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
 
 
+STORE_DTYPES = ("float16", "int8", "int4", "1bit")
+"""How a store may code its rows; see the module ``codec``."""
+
+
 def changes_numbers(default: Any) -> Any:
     """A field whose value changes the sketches themselves."""
     return field(default=default, metadata={"changes_numbers": True})
@@ -48,6 +52,7 @@ class SketchSettings:
     token_weighting: str = changes_numbers("sum")
     layers: str = changes_numbers("blocks")
     adapter: str | None = None  # its content is part of the model's fingerprint
+    store_dtype: str = changes_numbers("float16")
     reference: str | None = None
     dtype: str = "auto"
     share_prompt: bool = True

@@ -18,7 +18,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.codec import Codec
 from congrad_cli.errors import StoreError
-from congrad_cli.settings import FORMAT, RecordSettings
+from congrad_cli.settings import FORMAT, STORE_DTYPES, RecordSettings
 from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
 
 SHARD_ROWS = 8192
@@ -44,25 +45,23 @@ OPTIONAL_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
 and the policy's where the weighting is not a plain sum."""
 
 
-def shard_columns(
-    dim: int, optional: Sequence[str] = ()
-) -> dict[str, tuple[type, tuple[int, ...]]]:
+def shard_columns(header: "StoreHeader") -> dict[str, tuple[type, tuple[int, ...]]]:
     """Each tensor of a shard: its type, and its shape behind the leading n rows.
 
-    ``direction`` is the sketch divided by its norm, ``norm`` the norm of the unnormalised sketch,
-    ``logp`` the log-probabilities of chosen and rejected summed over the response, ``tokens`` the
-    lengths of prompt, chosen and rejected after truncation, ``group`` an index into
-    ``store.json``'s list.
+    ``direction`` (and ``scale``, unless it is float16) is the sketch divided by its norm, as the
+    store codes it, ``norm`` the norm of the unnormalised sketch, ``logp`` the log-probabilities of
+    chosen and rejected summed over the response, ``tokens`` the lengths of prompt, chosen and
+    rejected after truncation, ``group`` an index into ``store.json``'s list.
     """
     return {
         "row": (np.int64, ()),
-        "direction": (np.float16, (dim,)),
+        **header.codec.columns(),
         "norm": (np.float32, ()),
         "logp": (np.float32, (2,)),
         "tokens": (np.int32, (3,)),
         "group": (np.int32, ()),
         "digest": (np.uint8, (16,)),
-        **{name: OPTIONAL_COLUMNS[name] for name in optional},
+        **{name: OPTIONAL_COLUMNS[name] for name in header.optional},
     }
 
 
@@ -92,6 +91,21 @@ class StoreHeader:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def store_dtype(self) -> str:
+        """How rows are coded. It is kept with the settings that the fingerprint holds.
+
+        Stores from before there was a choice do not have it: their rows are float16.
+        """
+        settings = self.fingerprint.get("settings")
+        known = settings if isinstance(settings, dict) else {}
+        return known.get("store_dtype", "float16")  # type: ignore[no-any-return]
+
+    @property
+    def codec(self) -> Codec:
+        """What encodes and decodes the rows."""
+        return Codec(self.store_dtype, self.dim, self.width)
+
     def to_json(self) -> bytes:
         """The file's bytes: sorted keys, so that equal headers are equal files."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
@@ -110,8 +124,11 @@ class StoreHeader:
             _check_kinds(header)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"{place}: not a store header ({error}).") from error
+        sizes = f"dim {header.dim}, width {header.width}, rows {header.rows}"
         if not 0 < header.dim <= 1 << 24 or header.rows < 0:
-            raise StoreError(f"{place}: impossible sizes (dim {header.dim}, rows {header.rows}).")
+            raise StoreError(f"{place}: impossible sizes ({sizes}).")
+        if not 0 < header.width <= header.dim or header.dim % header.width:
+            raise StoreError(f"{place}: impossible sizes ({sizes}).")
         return header
 
 
@@ -132,6 +149,8 @@ def _check_kinds(header: StoreHeader) -> None:
     RecordSettings(**header.record_settings)
     if not set(header.optional) <= set(OPTIONAL_COLUMNS):
         raise TypeError(f"optional columns {header.optional}")
+    if header.store_dtype not in STORE_DTYPES:
+        raise TypeError(f"store_dtype {header.store_dtype!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,20 +198,28 @@ class GradientStore:
     def column(self, name: str) -> NDArray[Any]:
         """One column of all rows, in row order."""
         if not self._shards:
-            kind, tail = shard_columns(self.header.dim, self.header.optional)[name]
+            kind, tail = shard_columns(self.header)[name]
             return np.zeros((0, *tail), kind)
         return np.concatenate([shard[name] for shard in self._shards])[self._order]
 
     def blocks(self, rows: int = 1024) -> Iterator[Block]:
-        """The store's rows in row order, ``rows`` at a time."""
+        """The store's rows in row order, decoded, ``rows`` at a time."""
         for begin in range(0, len(self), rows):
             index = self._order[begin : begin + rows]
             yield Block(
                 row=self.row[begin : begin + rows],
-                direction=self._gather("direction", index).astype(np.float32),
+                direction=self._decode(index),
                 norm=self._gather("norm", index),
                 group=self._gather("group", index),
             )
+
+    def _decode(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        codec = self.header.codec
+        arrays = {name: self._gather(name, index) for name in codec.columns()}
+        scale = arrays.get("scale", np.zeros(0))
+        if not (np.isfinite(scale) & (scale >= 0)).all():
+            raise StoreError(f"{self.path}: damaged: the scale of a row is no length.")
+        return codec.decode(arrays)
 
     def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         first = self._shards[0][name]
@@ -250,7 +277,7 @@ def _open_shard(path: Path, header: StoreHeader) -> Arrays:
     arrays, metadata = map_arrays(path)
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
-    columns = shard_columns(header.dim, header.optional)
+    columns = shard_columns(header)
     count = len(arrays["row"]) if "row" in arrays else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
@@ -297,7 +324,7 @@ class ShardWriter:
             return
         arrays = {
             name: np.concatenate([part[name] for part in self._parts])
-            for name in shard_columns(self.header.dim, self.header.optional)
+            for name in shard_columns(self.header)
         }
         metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
         name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"

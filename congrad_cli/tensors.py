@@ -17,7 +17,7 @@ Arrays = dict[str, NDArray[Any]]
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
-    "U8": np.uint8,
+    "I8": np.int8, "U8": np.uint8,
 }  # fmt: skip
 _MAX_HEADER = 1 << 24
 

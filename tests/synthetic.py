@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.codec import Codec
 from congrad_cli.records import read_records
 from congrad_cli.settings import RecordSettings
 from congrad_cli.store import GradientStore, ShardWriter, Source, StoreHeader, create_store
 from congrad_cli.tensors import Arrays
 
 
-def unit_rows(directions: Any) -> NDArray[np.float16]:
-    """Each row divided by its length, as the store keeps it."""
+def normalised(directions: Any) -> NDArray[np.float64]:
+    """Each row divided by its length."""
     directions = np.asarray(directions, np.float64)
-    return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float16)
+    return np.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
+
+
+def unit_rows(directions: Any) -> NDArray[np.float16]:
+    """Each row divided by its length, as a store of float16 keeps it."""
+    return normalised(directions).astype(np.float16)
 
 
 def random_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float16]:
@@ -26,30 +32,49 @@ def random_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float16]:
     return unit_rows(np.random.default_rng(seed).standard_normal((count, dim)))
 
 
-def header(rows: int, dim: int, groups: Sequence[str], source: Path | None = None) -> StoreHeader:
-    """A header as ``sketch`` would write it for ``rows`` records of ``source``."""
+def header(
+    rows: int,
+    dim: int,
+    groups: Sequence[str],
+    source: Path | None = None,
+    *,
+    width: int = 1,
+    store_dtype: str | None = None,
+) -> StoreHeader:
+    """A header as ``sketch`` would write it for ``rows`` records of ``source``.
+
+    Without ``store_dtype`` it is that of a store made before there was a choice.
+    """
+    settings = {"seed": 0, "dim": dim} | ({"store_dtype": store_dtype} if store_dtype else {})
     return StoreHeader(
         model="synthetic",
         dim=dim,
-        width=1,
+        width=width,
         rows=rows,
         groups=sorted(set(groups)),
         sources=[Source("data.jsonl", str(source), rows)] if source else [],
         record_settings=asdict(RecordSettings()),
-        fingerprint={"data": "d", "model": {"weights": "w"}, "settings": {"seed": 0, "dim": dim}},
+        fingerprint={"data": "d", "model": {"weights": "w"}, "settings": settings},
     )
 
 
 def columns(
-    rows: Sequence[int], directions: Any, norms: Any, label: Any, digests: Any = None
+    rows: Sequence[int],
+    directions: Any,
+    norms: Any,
+    label: Any,
+    digests: Any = None,
+    codec: Codec | None = None,
 ) -> Arrays:
-    """The shard columns of the given rows; the other arguments hold all rows."""
+    """The shard columns of the given rows, float16 without ``codec``; the rest holds all rows."""
+    directions = np.asarray(directions, np.float32)
+    codec = codec or Codec("float16", directions.shape[1], 1)
     rows = np.asarray(rows, np.int64)
     if digests is None:
         digests = np.zeros((len(directions), 16), np.uint8)
     return {
         "row": rows,
-        "direction": np.asarray(directions, np.float16)[rows],
+        **codec.encode(directions[rows]),
         "norm": np.asarray(norms, np.float32)[rows],
         "logp": np.zeros((len(rows), 2), np.float32),
         "tokens": np.ones((len(rows), 3), np.int32),
@@ -63,13 +88,16 @@ def memory_store(
     norms: Any,
     groups: Sequence[str],
     shards: Iterable[Sequence[int]] | None = None,
+    **coded: Any,
 ) -> GradientStore:
-    """An open store that lies in memory only."""
-    about = header(len(directions), len(directions[0]), groups)
+    """An open store that lies in memory only; ``coded``: the header's width and store_dtype."""
+    about = header(len(directions), len(directions[0]), groups, **coded)
     label = [about.groups.index(group) for group in groups]
     parts = [range(len(directions))] if shards is None else shards
     return GradientStore(
-        Path("memory"), about, [columns(part, directions, norms, label) for part in parts]
+        Path("memory"),
+        about,
+        [columns(part, directions, norms, label, codec=about.codec) for part in parts],
     )
 
 
@@ -81,11 +109,13 @@ def write_store(
     *,
     shards: Iterable[Sequence[int]] | None = None,
     skipped: Sequence[int] = (),
+    **coded: Any,
 ) -> Path:
     """A store at ``folder/synthetic.congrad``, and ``folder/data.jsonl`` that it was made from.
 
     Row i is ``directions[i]`` made a unit vector, with ``norms[i]`` and ``groups[i]``. ``shards``
     lists the rows of each shard, in any order and not necessarily all; ``skipped`` rows have none.
+    ``coded`` gives the header's width and store_dtype.
     """
     count = len(directions)
     norms = np.ones(count) if norms is None else norms
@@ -100,16 +130,16 @@ def write_store(
     )
     records = read_records([("data.jsonl", data)], RecordSettings())
     digests = [np.frombuffer(record.digest(), np.uint8) for record in records]
-    about = header(count, len(directions[0]), groups, data)
+    about = header(count, len(directions[0]), groups, data, **coded)
     label = [about.groups.index(group) for group in groups]
     path = folder / "synthetic.congrad"
     create_store(path, about)
     writer = ShardWriter(path, about)
-    rows = unit_rows(directions)
+    rows = normalised(directions)
     if shards is None:
         shards = [[row for row in range(count) if row not in set(skipped)]]
     for part in shards:
-        writer.append(columns(part, rows, norms, label, digests))
+        writer.append(columns(part, rows, norms, label, digests, about.codec))
         writer.commit()
     for row in skipped:
         writer.skip(row, "data.jsonl", row + 1, "no-room", "the prompt alone is too long")

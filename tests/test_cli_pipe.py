@@ -15,6 +15,8 @@ from conftest import SMALL
 from safetensors.numpy import load_file
 from synthetic import random_rows
 
+from congrad_cli.codec import Codec
+
 CONGRAD = f"{shlex.quote(sys.executable)} -m congrad_cli"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -220,6 +222,34 @@ def test_the_shards_hold_the_contracts_tensors(small_store, small_lines):
     assert [groups[label] for label in found["group"]] == [languages[row] for row in found["row"]]
 
 
+@pytest.mark.parametrize("store_dtype", ["int8", "int4", "1bit"])
+def test_rows_can_be_stored_in_fewer_bytes(
+    forked_congrad, small_pairs, small_store, tiny_model, tmp_path, store_dtype
+):
+    """The same sketch, coded; and the two are different stores."""
+    store = tmp_path / "coded"
+    command = ("sketch", small_pairs, "--model", tiny_model, "--store", store, *SMALL)
+    good(forked_congrad(*command, "--store-dtype", store_dtype))
+    found, plain = (load_file(next((path / "shards").iterdir())) for path in (store, small_store))
+    np.testing.assert_array_equal(found["norm"], plain["norm"])
+    codec = Codec(store_dtype, 512, 8)
+    expected = codec.encode(plain["direction"].astype(np.float32))
+    assert found["direction"].dtype == expected["direction"].dtype
+    same = found["direction"] == expected["direction"]
+    assert same.mean() > 0.9  # the plain row was rounded to float16 before
+    np.testing.assert_allclose(found["scale"], expected["scale"], rtol=0.02)
+    bad(forked_congrad(*command), 4, f"store: store_dtype {store_dtype}")
+    good(forked_congrad("consensus", store))
+    good(forked_congrad("filter", store))
+
+
+def test_an_unknown_store_dtype_is_a_usage_error(forked_congrad, small_pairs, tiny_model, tmp_path):
+    done = forked_congrad("sketch", small_pairs, "--model", tiny_model, "--store", tmp_path / "s",
+                          "--store-dtype", "int2")
+    bad(done, 2, "--store-dtype int2", "float16, int8, int4, 1bit")
+    assert not (tmp_path / "s").exists()
+
+
 def test_optional_tensors_hold_reference_and_weighted_log_probabilities(
     forked_congrad, small_lines, tiny_model, tmp_path
 ):
@@ -352,12 +382,13 @@ def test_the_score_file_tells_about_every_pair(
     done = good(forked_congrad("filter", agreed_store, "--scores", scores))
     entries = json_lines(scores)
     assert {tuple(entry) for entry in entries} == {
-        ("row", "line", "id", "group", "score", "keep", "reason")}
+        ("row", "line", "id", "group", "score", "error", "keep", "reason")}
     records = [json.loads(line) for line in small_lines]
     for row, (entry, record) in enumerate(zip(entries, records, strict=True)):
         assert (entry["row"], entry["line"]) == (row, row + 1)
         assert (entry["id"], entry["group"]) == (record["id"], record["language"])
         assert -1 <= entry["score"] <= 1
+        assert 0 < entry["error"] < 1
         assert entry["keep"] == (entry["score"] >= 0)  # the default rule
         assert entry["reason"] == ("kept" if entry["keep"] else "below-min-score")
     kept = [line for line, entry in zip(small_lines, entries, strict=True) if entry["keep"]]

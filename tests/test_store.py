@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from synthetic import columns, header, random_rows
+from synthetic import columns, header, normalised, random_rows
 
+from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
+from congrad_cli.settings import STORE_DTYPES
 from congrad_cli.store import (
     GradientStore,
     ShardWriter,
@@ -243,7 +245,10 @@ def test_a_header_comes_back_as_it_was(make_store):
         {"groups": "de"}, {"sources": None}, {"sources": [1]}, {"sources": [{"name": "a"}]},
         {"sources": [{"name": "a", "path": 3, "records": 1}]}, {"fingerprint": None},
         {"fingerprint": []}, {"record_settings": {"unknown": 1}}, {"record_settings": None},
-        {"record_settings": {"prompt_field": 3}}, {"unknown": 1},
+        {"record_settings": {"prompt_field": 3}}, {"unknown": 1}, {"width": 0}, {"width": -1},
+        {"width": 3}, {"width": 8}, {"width": "1"},
+        *({"fingerprint": {"settings": {"store_dtype": value}}}
+          for value in ("int2", "", None, 8, ["int8"], {}, "float16 ")),
     ],
 )
 def test_a_header_of_other_kinds_is_refused(make_store, change):
@@ -292,6 +297,62 @@ def test_rows_come_back_in_row_order_over_several_shards(make_store):
         joined = np.concatenate([getattr(block, name) for block in blocks])
         np.testing.assert_allclose(joined, expected, atol=1e-3)  # directions: float16
         np.testing.assert_array_equal(joined, store.column(name))
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_coded_rows_come_back_decoded_and_in_row_order(make_store, store_dtype):
+    rng = np.random.default_rng(0)
+    directions, order = rng.standard_normal((50, 32)), rng.permutation(50)
+    path = make_store(directions, shards=[order[:7], order[7:8], order[8:]],
+                      width=4, store_dtype=store_dtype)
+    store = GradientStore.open(path)
+    assert store.header.store_dtype == store_dtype
+    codec = Codec(store_dtype, 32, 4)
+    expected = codec.decode(codec.encode(normalised(directions).astype(np.float32)))
+    found = np.concatenate([block.direction for block in store.blocks(16)])
+    np.testing.assert_array_equal(found, expected)
+    for name, (kind, tail) in codec.columns().items():
+        assert store.column(name).shape == (50, *tail)
+        assert store.column(name).dtype == kind
+
+
+def test_a_store_from_before_there_was_a_choice_is_float16(make_store):
+    """Its header does not say so, and its consensus files do not know of what codes add."""
+    path = make_store(random_rows(3, 4), groups=["de", "en", "en"])
+    assert b"store_dtype" not in (path / "store.json").read_bytes()
+    assert GradientStore.open(path).header.codec.exact
+
+
+@pytest.mark.parametrize("claimed", STORE_DTYPES)
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_rows_of_another_code_than_the_header_says_are_refused(make_store, store_dtype, claimed):
+    """Bits read as halves of bytes would be rows of noise."""
+    path = make_store(random_rows(3, 16), width=2, store_dtype=store_dtype)
+    fields = json.loads((path / "store.json").read_bytes())
+    fields["fingerprint"]["settings"]["store_dtype"] = claimed
+    (path / "store.json").write_text(json.dumps(fields))
+    if claimed == store_dtype:
+        assert len(GradientStore.open(path)) == 3
+    else:
+        refuse(path, "belongs to another store")
+    (file,) = shard_files(path)
+    arrays = {name: np.array(array) for name, array in map_arrays(file)[0].items()}
+    file.write_bytes(pack_arrays(arrays, {"fingerprint": fields["fingerprint"]}))
+    if claimed != store_dtype:
+        refuse(path, "missing or has another shape")
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("store_dtype", ["int8", "int4", "1bit"])
+def test_a_scale_that_is_no_length_is_refused(make_store, store_dtype, scale):
+    path = make_store(random_rows(3, 16), width=2, store_dtype=store_dtype)
+    (file,) = shard_files(path)
+    arrays, metadata = map_arrays(file)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    arrays["scale"].flat[1] = scale
+    file.write_bytes(pack_arrays(arrays, metadata))
+    with pytest.raises(StoreError, match="scale of a row"):
+        list(GradientStore.open(path).blocks())
 
 
 def test_a_store_without_shards_is_empty_but_open(make_store):
@@ -356,10 +417,14 @@ def test_a_shard_of_another_store_is_refused(make_store, part):
     refuse(path, "belongs to another store")
 
 
-@pytest.mark.parametrize("name", shard_columns(4))
+@pytest.mark.parametrize(
+    ("store_dtype", "name"),
+    [("float16", name) for name in shard_columns(header(1, 4, ["de"]))]
+    + [(code, name) for code in STORE_DTYPES[1:] for name in ("direction", "scale")],
+)
 @pytest.mark.parametrize("damage", ["missing", "dtype", "shape", "length"])
-def test_a_shard_without_the_contracts_tensors_is_refused(make_store, name, damage):
-    path = make_store(random_rows(3, 4))
+def test_a_shard_without_the_contracts_tensors_is_refused(make_store, store_dtype, name, damage):
+    path = make_store(random_rows(3, 4), store_dtype=store_dtype)
     (file,) = shard_files(path)
     arrays, metadata = map_arrays(file)
     array = np.array(arrays[name])

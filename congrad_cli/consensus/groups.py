@@ -5,18 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.products import gramian, row_squares
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
 
 @dataclass(frozen=True)
 class GroupGradients:
-    """L groups: names, numbers of pairs [L], G [L, D] and its Gramian G G^T [L, L], float64."""
+    """L groups: names, numbers of pairs [L], G [L, D] and its Gramian M = G G^T [L, L], float64.
+
+    ``excess`` [L, r] is what decoding adds to |G_l|^2, by sub-sketch; M is free of it.
+    """
 
     names: list[str]
     pairs: NDArray[np.int64]
     gradients: Floats
     gramian: Floats
+    excess: Floats
 
 
 def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
@@ -25,9 +30,10 @@ def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
     ``terms`` [N] is c_i times the scale of g_i. Blocks are summed in float32, their sums in
     float64, in row order.
     """
-    names = store.header.groups
+    names, codec = store.header.groups, store.header.codec
     total = np.zeros((len(names), store.header.dim))
     pairs = np.zeros(len(names), np.int64)
+    excess = np.zeros((len(names), codec.width))
     begin = 0
     for block in store.blocks():
         end = begin + len(block.row)
@@ -36,15 +42,18 @@ def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
         picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
         picks[block.group, np.arange(end - begin)] = terms[begin:end] / scale
         total += scale * (picks @ block.direction)
+        if not codec.exact:
+            squares = row_squares(block.direction.astype(np.float64), codec)
+            np.add.at(excess, block.group, terms[begin:end, None] ** 2 * squares.excess)
         pairs += np.bincount(block.group, minlength=len(names))
         begin = end
-    return GroupGradients(names, pairs, total, total @ total.T)
+    return GroupGradients(names, pairs, total, gramian(total, excess), excess)
 
 
-def cosines(gramian: Floats) -> Floats:
-    """Cosine of every two groups, [L, L]; 0 where a group has no gradient."""
-    norm = np.sqrt(np.diagonal(gramian))
+def cosines(products: Floats) -> Floats:
+    """Cosine of every two groups from their Gramian, [L, L]; 0 where a group has no gradient."""
+    norm = np.sqrt(np.diagonal(products))
     scale = np.outer(norm, norm)
-    result = np.zeros_like(gramian)
-    np.divide(gramian, scale, out=result, where=scale > 0)
-    return result
+    result = np.zeros_like(products)
+    np.divide(products, scale, out=result, where=scale > 0)
+    return np.clip(result, -1, 1)  # coarse codes are right on average, not in every case

@@ -9,6 +9,7 @@ from congrad_cli.consensus.groups import cosines, group_gradients
 from congrad_cli.consensus.solver import solve
 from congrad_cli.direction import Consensus, consensus_file, write_consensus
 from congrad_cli.errors import NumericsError, StoreError
+from congrad_cli.products import group_products
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore
@@ -40,19 +41,23 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     groups = group_gradients(store, terms.scale * terms.share)
     coefficients = solve(groups.gramian, settings)
     direction = coefficients @ groups.gradients
-    length = float(np.linalg.norm(direction))
+    found = Consensus(direction, groups.gradients, coefficients, groups.excess)
+    products = group_products(found)
+    length = float(np.sqrt(max(products.d_square.sum(), 0)))
     # What opposed groups leave of each other is rounding, and no direction.
     pulled = np.abs(coefficients) @ np.sqrt(np.diagonal(groups.gramian))
     if not length > 1e-12 * pulled:
         raise NumericsError("the groups cancel each other; there is no direction.")
-    write_consensus(path, settings, Consensus(direction, groups.gradients, coefficients), store)
+    write_consensus(path, settings, found, store)
     norm = np.sqrt(np.diagonal(groups.gramian))
-    along = groups.gradients @ direction
+    along = products.d_group.sum(1)
     return ConsensusSummary(
         names=groups.names,
         pairs=groups.pairs.tolist(),
         norm=norm,
-        cosine=np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0),
+        cosine=np.clip(
+            np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0), -1, 1
+        ),
         coefficient=coefficients,
         conflict=cosines(groups.gramian),
     )

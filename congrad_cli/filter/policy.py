@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import UsageError
+from congrad_cli.filter.scores import PairScores
 from congrad_cli.settings import FilterSettings
 from congrad_cli.weights import Floats
 
@@ -19,10 +20,15 @@ NO_DIRECTION = "no-direction"
 
 @dataclass(frozen=True)
 class Decisions:
-    """For every pair: whether it is kept [N], and why."""
+    """For every pair: whether it is kept [N], why, and the score that decided [N].
+
+    The threshold of a rule by number lies midway between the last score kept and the first one
+    dropped; it is NaN where nothing was kept or nothing dropped.
+    """
 
     keep: NDArray[np.bool_]
     reason: list[str]
+    threshold: Floats
 
 
 def check_rule(settings: FilterSettings) -> None:
@@ -51,20 +57,29 @@ def decide(score: Floats, group: NDArray[np.int32], settings: FilterSettings) ->
     if settings.keep_ratio is None and settings.keep is None:
         least = 0.0 if settings.min_score is None else settings.min_score
         keep, why = defined & (score >= least), BELOW
+        threshold = np.full(len(score), least)
     else:
         why = BEYOND_RATIO if settings.keep is None else BEYOND_COUNT
-        keep = np.zeros(len(score), bool)
+        keep, threshold = np.zeros(len(score), bool), np.full(len(score), np.nan)
         labels = np.unique(group) if settings.per_group else [None]
         for label in labels:
             inside = np.ones(len(score), bool) if label is None else group == label
             rows = np.flatnonzero(inside & defined)
             best = rows[np.argsort(-score[rows], kind="stable")]
-            keep[best[: _quota(int(inside.sum()), settings)]] = True
+            quota = _quota(int(inside.sum()), settings)
+            keep[best[:quota]] = True
+            if 0 < quota < len(best):
+                threshold[inside] = score[best[quota - 1 : quota + 1]].mean()
     reason = [
         KEPT if kept else why if known else NO_DIRECTION
         for kept, known in zip(keep.tolist(), defined.tolist(), strict=True)
     ]
-    return Decisions(keep, reason)
+    return Decisions(keep, reason, threshold)
+
+
+def borderline(scores: PairScores, decisions: Decisions) -> int:
+    """How many pairs lie within one error of the score that decided about them."""
+    return int((np.abs(scores.score - decisions.threshold) <= scores.error).sum())
 
 
 def _quota(pairs: int, settings: FilterSettings) -> int:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import read_consensus
 from congrad_cli.errors import StoreError, UsageError
-from congrad_cli.filter.policy import Decisions, check_rule, decide
-from congrad_cli.filter.scores import pair_scores
+from congrad_cli.filter.policy import Decisions, borderline, check_rule, decide
+from congrad_cli.filter.scores import PairScores, pair_scores
 from congrad_cli.progress import Progress
 from congrad_cli.records import LineWriter, Record, read_records
 from congrad_cli.settings import FilterSettings, RecordSettings
@@ -34,6 +34,7 @@ class FilterSummary:
     kept: list[int]
     median: list[float]  # of the group's scores
     reasons: dict[str, int]  # of what was dropped
+    borderline: int | None  # pairs within one error of the threshold; None without errors
 
 
 def run(
@@ -51,10 +52,11 @@ def run(
     progress.step(f"scoring {len(store):,} pairs")
     group = store.column("group")
     terms = pair_terms(store, made)
-    score = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
+    scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
+    score = scores.score
     decisions = decide(score, group, settings)
     skipped = {entry["row"]: entry["code"] for entry in store.skipped()}
-    _write(store, settings, Verdicts(store, score, decisions, skipped, terms.weight == 0), stdout)
+    _write(store, settings, Verdicts(store, scores, decisions, skipped, terms.weight == 0), stdout)
     count = len(store.header.groups)
     return FilterSummary(
         names=store.header.groups,
@@ -64,6 +66,7 @@ def run(
         reasons=dict(
             Counter([*skipped.values(), *(r for r in decisions.reason if r != "kept")])
         ),
+        borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
     )
 
 
@@ -73,18 +76,24 @@ def _median(score: Floats) -> float:
     return float(np.median(defined)) if len(defined) else float("nan")
 
 
+def _number(value: float) -> float | None:
+    """What JSON can say of a number that may be NaN."""
+    return None if np.isnan(value) else float(value)
+
+
 class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
     def __init__(
         self,
         store: GradientStore,
-        score: Floats,
+        scores: PairScores,
         decisions: Decisions,
         skipped: dict[int, str],
         silent: NDArray[np.bool_],
     ) -> None:
-        self._store, self._score, self._decisions, self._skipped = store, score, decisions, skipped
+        self._store, self._scores, self._skipped = store, scores, skipped
+        self._decisions = decisions
         self._silent = silent  # [N]: pairs of weight 0, whose score is that of their sketch
         self._digest = store.column("digest")
         self._place = np.full(store.header.rows, -1, np.int64)
@@ -100,13 +109,13 @@ class Verdicts:
         place = self._find(record)
         if place < 0:
             return None
-        score = float(self._score[place])
         return {
             "row": record.row,
             "line": record.line,
             **({} if record.id is None else {"id": record.id}),
             "group": record.group,
-            "score": None if np.isnan(score) else score,
+            "score": _number(self._scores.score[place]),
+            "error": _number(self._scores.error[place]),
             "keep": bool(self._decisions.keep[place]),
             "reason": self._decisions.reason[place],
             **({"flag": "zero-weight"} if self._silent[place] else {}),

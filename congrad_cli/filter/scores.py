@@ -1,8 +1,13 @@
 """How far each pair's own gradient points along the consensus of the others."""
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
+from congrad_cli.filter.jackknife import jackknife_error
+from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
@@ -10,52 +15,101 @@ CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
 
 
+@dataclass(frozen=True)
+class PairScores:
+    """Of every pair, [N]: its score, and the standard error that sketching gives the score.
+
+    A score is NaN where there is no direction; its error is NaN there, and everywhere in a sketch
+    of one sub-sketch only.
+    """
+
+    score: Floats
+    error: Floats
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What a cosine is made of, by sub-sketch, [n, r]; ``parts`` [n] is what |d|^2 is made of."""
+
+    dot: Floats
+    own: Floats
+    other: Floats
+    parts: Floats
+
+    def cosines(self) -> PairScores:
+        """The cosines and their errors."""
+        square = self.other.sum(1)
+        # where the parts cancel, what is left is rounding and points nowhere
+        square = np.where(square > CANCELLED * self.parts, square, 0)
+        score = _cosine(self.dot.sum(1), self.own.sum(1), square)
+        error = jackknife_error(self.dot, self.own, self.other)
+        return PairScores(score, np.where(np.isnan(score), np.nan, error))
+
+
 def pair_scores(
     store: GradientStore, consensus: Consensus, scale: Floats, share: Floats, leave_one_out: bool
-) -> Floats:
-    """cos(g_i, d_-i) of every pair, [N]; NaN where one of the two is zero.
+) -> PairScores:
+    """cos(g_i, d_-i) of every pair; undefined where one of the two is zero.
 
-    ``scale`` [N] turns a stored unit direction into g_i, ``share`` [N] is c_i. With the solver's
-    coefficients a fixed, leaving pair i of group l out of its average moves the consensus to
-
-        d_-i = d + a_l k (G_l - g_i),   k = c_i / (1 - c_i);
-
-    a pair that is its whole group takes the group with it: d_-i = d - a_l G_l. All products
-    follow from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
+    ``scale`` [N] turns a stored unit direction into g_i, ``share`` [N] is c_i. All that is needed
+    follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
     """
-    d, groups = consensus.direction, consensus.gradients
     unit = np.abs(scale).max() or 1.0  # keeps squares of tiny gradients away from underflow
-    d, groups, scale = d / unit, groups / unit, scale / unit
-    d_square, d_group = d @ d, groups @ d  # scalar, [L]
-    group_square = np.einsum("ld,ld->l", groups, groups)
-    result = np.empty(len(store))
+    scale, a = scale / unit, consensus.coefficients
+    consensus = Consensus(
+        consensus.direction / unit, consensus.gradients / unit, a, consensus.excess / unit**2
+    )
+    fixed = group_products(consensus)
+    score, error = np.empty(len(store)), np.empty(len(store))
     begin = 0
     for block in store.blocks():
         rows = slice(begin, begin + len(block.row))
         begin = rows.stop
-        label, direction = block.group, block.direction.astype(np.float64)
+        direction, label, silent = block.direction.astype(np.float64), block.group, scale[rows] == 0
         # a zero weight leaves the score on the sketch itself
-        factor = np.where(scale[rows] == 0, 1.0, scale[rows])
-        square = np.einsum("nd,nd->n", direction, direction) * factor**2  # |g_i|^2
-        along_d = factor * (direction @ d)
-        if not leave_one_out:
-            result[rows] = _cosine(along_d, square, d_square)
-            continue
-        along_group = factor * np.einsum("nd,nd->n", direction, groups[label])
-        part = share[rows]
-        alone = part > 1 - 1e-12
-        k = np.divide(part, 1 - part, out=np.zeros_like(part), where=~alone)
-        # d_-i = d + b G_l - e g_i
-        b = consensus.coefficients[label] * np.where(alone, -1.0, k)
-        e = consensus.coefficients[label] * np.where(scale[rows] == 0, 0.0, k)
-        dot = along_d + b * along_group - e * square
-        parts = d_square + b**2 * group_square[label] + e**2 * square
-        length = parts + 2 * (b * d_group[label] - e * along_d - b * e * along_group)
-        # where the parts cancel, what is left is rounding and points nowhere
-        result[rows] = _cosine(dot, square, np.where(length > CANCELLED * parts, length, 0))
-    return result
+        factor, term = np.where(silent, 1.0, scale[rows]), scale[rows] * share[rows]
+        pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)
+        if leave_one_out:
+            own_group = GroupProducts(
+                fixed.d_square, fixed.d_group[label], fixed.group_square[label]
+            )
+            terms = _without_the_pair(pairs, own_group, a[label], share[rows], silent)
+        else:
+            length = np.broadcast_to(fixed.d_square, pairs.square.shape)
+            terms = _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
+        found = terms.cosines()
+        score[rows], error[rows] = found.score, found.error
+    return PairScores(score, error)
 
 
-def _cosine(dot: Floats, square: Floats, other: Floats | float) -> Floats:
+def _without_the_pair(
+    pairs: PairProducts, fixed: GroupProducts, a: Floats, share: Floats, silent: NDArray[np.bool_]
+) -> _Terms:
+    """Products with d_-i, the consensus without pair i in the average of its group l.
+
+    ``fixed`` holds every pair's own group, [n, r]; ``a`` and ``share`` are a_l and c_i, [n].
+
+    With the solver's coefficients a fixed,
+
+        d_-i = d + b G_l - e g_i,   b = e = a_l c_i / (1 - c_i);
+
+    a pair of weight 0 (``silent``) has no share that could be taken out: e = 0. A pair that is
+    its whole group takes the group with it: d_-i = d - a_l G_l.
+    """
+    alone = share > 1 - 1e-12
+    k = np.divide(share, 1 - share, out=np.zeros_like(share), where=~alone)
+    b = (a * np.where(alone, -1.0, k))[:, None]
+    e = (a * np.where(silent, 0.0, k))[:, None]
+    parts = fixed.d_square + b**2 * fixed.group_square + e**2 * pairs.square
+    crossed = b * fixed.d_group - e * pairs.with_d - b * e * pairs.with_group
+    return _Terms(
+        dot=pairs.with_d + b * pairs.with_group - e * pairs.square,
+        own=pairs.square,
+        other=parts + 2 * crossed,
+        parts=parts.sum(1),
+    )
+
+
+def _cosine(dot: Floats, square: Floats, other: Floats) -> Floats:
     scale = np.sqrt(square * other)
     return np.clip(np.divide(dot, scale, out=np.full_like(dot, np.nan), where=scale > 0), -1, 1)

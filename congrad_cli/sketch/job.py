@@ -213,7 +213,7 @@ class SketchJob:
         tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in batch]
         return {
             "row": rows.astype(np.int64),
-            "direction": (result.sketch / norm[:, None]).half().cpu().numpy(),
+            **self.writer.header.codec.encode((result.sketch / norm[:, None]).cpu().numpy()),
             "norm": norm.cpu().numpy(),
             "logp": result.logp.cpu().numpy(),
             "tokens": np.array(tokens, np.int32),

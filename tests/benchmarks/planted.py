@@ -19,7 +19,12 @@ from congrad_cli.console import TerminalProgress
 from congrad_cli.demo import auroc
 from congrad_cli.direction import read_consensus
 from congrad_cli.filter.scores import pair_scores
-from congrad_cli.settings import ConsensusSettings, RecordSettings, SketchSettings
+from congrad_cli.settings import (
+    STORE_DTYPES,
+    ConsensusSettings,
+    RecordSettings,
+    SketchSettings,
+)
 from congrad_cli.sketch.index import index_data
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import pair_terms
@@ -30,12 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--store-dtype", choices=STORE_DTYPES, default="float16")
     parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
     args = parser.parse_args()
     from congrad_cli.sketch.run import run as sketch
 
     progress = TerminalProgress(quiet=False)
-    settings = SketchSettings(model=args.model, device="cpu", threads=1)
+    settings = SketchSettings(model=args.model, device="cpu", threads=1,
+                              store_dtype=args.store_dtype)
     index = index_data([(args.data.name, args.data)], RecordSettings())
     store_path = sketch(index, args.store, settings, progress)
     store = GradientStore.open(store_path)
@@ -51,8 +58,9 @@ def main() -> None:
             consensus.run(store_path, wanted, TerminalProgress(quiet=True))
             found, _ = read_consensus(store_path, "planted", store)
             terms = pair_terms(store, wanted)
-            values = [split(pair_scores(store, found, terms.scale, terms.share, out), planted)
-                      for out in (True, False)]
+            values = [split(
+                pair_scores(store, found, terms.scale, terms.share, out).score, planted
+            ) for out in (True, False)]
             print(f"{method:8} {norm:6} {values[0]:14.3f} {values[1]:12.3f}")
 
 

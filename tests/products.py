@@ -1,0 +1,57 @@
+"""References for scores and their errors that know nothing of groups: one table of products.
+
+P [r, N, N] holds the products of all rows by sub-sketch, with every row's true square on the
+diagonal. Any vector of the method is a combination of rows, so P is all that is needed.
+"""
+
+import numpy as np
+
+from congrad_cli.weights import average_coefficients
+
+
+def product_table(store):
+    """P of a store's decoded rows."""
+    codec = store.header.codec
+    rows = np.concatenate([block.direction for block in store.blocks()]).astype(np.float64)
+    blocks = rows.reshape(len(rows), codec.width, -1).swapaxes(0, 1)
+    table = blocks @ blocks.swapaxes(1, 2)
+    if not codec.exact:  # rows are units; decoding keeps the shares of their blocks
+        everyone = np.arange(len(rows))
+        squares = table[:, everyone, everyone]
+        table[:, everyone, everyone] = squares / squares.sum(0)
+    return table
+
+
+def without(pair, scale, share, label, coefficients):
+    """d_-i as a combination of rows, [N]: its group is averaged again over those that are left."""
+    result = np.zeros(len(scale))
+    for group, coefficient in enumerate(coefficients):
+        others = (label == group) & (np.arange(len(scale)) != pair)
+        left = 1 - share[pair] if label[pair] == group else 1.0
+        if left > 1e-12:  # a group that was this pair alone is left out
+            result[others] = coefficient * share[others] / left * scale[others]
+    return result
+
+
+def table_scores(table, scale, share, label, coefficients, leave_one_out=True):
+    """cos(g_i, d_-i) of all rows from their products [N, N]; nan where one of them is zero."""
+    result = np.full(len(scale), np.nan)
+    for i in range(len(scale)):
+        d = (without(i, scale, share, label, coefficients) if leave_one_out
+             else np.asarray(coefficients)[label] * share * scale)
+        square = table[i, i] * (d @ table @ d)
+        if square > 0:
+            result[i] = np.sign(scale[i] or 1) * (table[i] @ d) / np.sqrt(square)
+    return result
+
+
+def table_errors(table, *case, **options):
+    """Their jackknife errors, by doing everything again without each sub-sketch."""
+    count = len(table)
+    again = np.array([table_scores(table.sum(0) - part, *case, **options) for part in table])
+    return np.sqrt((count - 1) * again.var(0))
+
+
+def shares(label, count, settings):
+    """c_i, as the method defines them."""
+    return average_coefficients(label, count, settings)
