@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from congrad_cli import __version__, console, options
 from congrad_cli.errors import CongradError, StoreError, UsageError, out_of_memory
 from congrad_cli.settings import (
+    LOSSES,
     STORE_DTYPES,
     ConsensusSettings,
     FilterSettings,
@@ -204,9 +205,7 @@ def consensus(
     _one_of("--method", method, ("pcgrad", "mean"))
     _one_of("--average", average, ("mean", "ema"))
     _one_of("--pair-norm", pair_norm, ("raw", "unit"))
-    if not math.isfinite(length_penalty):
-        raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
-    _one_of("--loss", loss, ("dpo", "lp-dpo", "ipo", "hinge", "robust"))
+    _check_loss(loss, length_penalty)
     path = _store_from(store)
     settings = ConsensusSettings(
         method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
@@ -229,6 +228,10 @@ def filter_pairs(
     keep: options.Keep = None,
     per_group: options.PerGroup = False,
     leave_one_out: options.LeaveOneOut = True,
+    loss: options.FilterLoss = None,
+    beta: options.FilterBeta = None,
+    length_penalty: options.FilterLengthPenalty = None,
+    label_smoothing: options.FilterLabelSmoothing = None,
     consensus_name: options.WhichConsensus = "default",
     data: options.FilterData = None,
     output: options.Output = None,
@@ -240,10 +243,12 @@ def filter_pairs(
     out = console.reserve_stdout()
     if output is not None and str(output) in ("-", "/dev/stdout"):
         output = None  # file descriptor 1 is stderr by now
+    _check_loss(loss, length_penalty)
     settings = FilterSettings(
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
-        leave_one_out=leave_one_out, consensus=consensus_name, data=(data,) if data else (),
-        output=output, dropped=dropped, scores=scores,
+        leave_one_out=leave_one_out, loss=loss, beta=beta, length_penalty=length_penalty,
+        label_smoothing=label_smoothing, consensus=consensus_name,
+        data=(data,) if data else (), output=output, dropped=dropped, scores=scores,
     )  # fmt: skip
     from congrad_cli.filter.policy import check_rule
 
@@ -270,6 +275,13 @@ def demo(
     result = run(pairs, threads, console.TerminalProgress(quiet))
     if not quiet:
         console.show_demo(result)
+
+
+def _check_loss(loss: str | None, length_penalty: float | None) -> None:
+    if loss is not None:
+        _one_of("--loss", loss, LOSSES)
+    if length_penalty is not None and not math.isfinite(length_penalty):
+        raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
 
 
 def _auto(option: str, value: str) -> int | None:

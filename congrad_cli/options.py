@@ -176,6 +176,16 @@ LeaveOneOut = Annotated[
     typer.Option("--leave-one-out/--no-leave-one-out",
                  help="Score each pair against the consensus of the others."),
 ]
+FilterLoss = Annotated[
+    str | None,
+    typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust",
+                 help="Score pairs as this loss weighs them; else the consensus' own."),
+]
+FilterBeta = Annotated[float | None, typer.Option(min=1e-9, help="Its beta.")]
+FilterLengthPenalty = Annotated[float | None, typer.Option(help="Its alpha, for lp-dpo.")]
+FilterLabelSmoothing = Annotated[
+    float | None, typer.Option(min=0.0, max=0.499999, help="Its share of wrong labels, for robust.")
+]
 WhichConsensus = Annotated[
     str, typer.Option("--consensus", metavar="NAME", help="Which consensus of the store.")
 ]

@@ -12,6 +12,8 @@ from typing import Any
 FORMAT = 1
 """Version of the store's layout."""
 
+LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
+
 WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
 
@@ -92,6 +94,10 @@ class FilterSettings:
     keep: int | None = None
     per_group: bool = False
     leave_one_out: bool = True
+    loss: str | None = None  # None, here and below: the consensus' own
+    beta: float | None = None
+    length_penalty: float | None = None
+    label_smoothing: float | None = None
     consensus: str = "default"
     data: tuple[Path, ...] = ()
     output: Path | None = None

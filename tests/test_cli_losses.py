@@ -74,6 +74,35 @@ def test_pairs_of_weight_zero_are_flagged(forked_congrad, with_reference, tmp_pa
     assert all(entry["score"] is not None for entry in flagged)
 
 
+def test_filter_scores_by_a_loss_of_its_own(forked_congrad, with_reference, tmp_path):
+    """ipo with a large beta pulls pairs back whose margin is large already: their sign turns."""
+    done = forked_congrad("consensus", with_reference, "--name", "by-dpo")
+    assert done.returncode == 0, done.stderr.decode()
+
+    def scores(*options):
+        path = tmp_path / f"scores-{len(options)}.jsonl"
+        done = forked_congrad("filter", with_reference, "--consensus", "by-dpo", "--min-score", -2,
+                              "--scores", path, *options)  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        return [json.loads(line)["score"] for line in path.read_bytes().splitlines()]
+
+    store = GradientStore.open(with_reference)
+    ratio = store.column("weighted_logp").astype(np.float64) - store.column("ref_logp")
+    beta = 1e4
+    turned = 1 / beta - 2 * (ratio[:, 0] - ratio[:, 1]) < 0
+    assert 0 < turned.sum() < len(turned)
+    plain, by_ipo = np.array(scores()), np.array(scores("--loss", "ipo", "--beta", beta))
+    np.testing.assert_allclose(by_ipo, np.where(turned, -plain, plain))
+    refused = forked_congrad("filter", with_reference, "--loss", "simpo")
+    assert refused.returncode == 2 and b"pass one of dpo" in refused.stderr
+
+
+def test_filter_refuses_ipo_on_a_store_of_sums(forked_congrad, agreed_store):
+    done = forked_congrad("filter", agreed_store, "--loss", "ipo")
+    assert done.returncode == 2 and b"--token-weighting mean" in done.stderr
+    assert done.stdout == b""
+
+
 def test_reference_log_probs_of_the_data_are_used(
     forked_congrad, sample_data, small_pairs, tmp_path
 ):

@@ -40,7 +40,8 @@ OPTIONS = {
     },
     "filter": {
         "STORE", "--min-score", "--keep-ratio", "--keep", "--per-group", "--leave-one-out",
-        "--no-leave-one-out", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
+        "--no-leave-one-out", "--loss", "--beta", "--length-penalty", "--label-smoothing",
+        "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
         "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},

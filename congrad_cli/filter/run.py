@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from congrad_cli.direction import read_consensus
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.filter.policy import Decisions, borderline, check_rule, decide
-from congrad_cli.filter.scores import PairScores, pair_scores
+from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
 from congrad_cli.progress import Progress
 from congrad_cli.records import LineWriter, Record, read_records
-from congrad_cli.settings import FilterSettings, RecordSettings
+from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, pair_terms
 
@@ -53,10 +53,12 @@ def run(
     group = store.column("group")
     terms = pair_terms(store, made)
     scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
+    weight = pair_terms(store, _own_loss(made, settings)).weight
+    scores = turn_scores(scores, terms.weight, weight)
     score = scores.score
     decisions = decide(score, group, settings)
     skipped = {entry["row"]: entry["code"] for entry in store.skipped()}
-    _write(store, settings, Verdicts(store, scores, decisions, skipped, terms.weight == 0), stdout)
+    _write(store, settings, Verdicts(store, scores, decisions, skipped, weight == 0), stdout)
     count = len(store.header.groups)
     return FilterSummary(
         names=store.header.groups,
@@ -68,6 +70,13 @@ def run(
         ),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
     )
+
+
+def _own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSettings:
+    """The consensus' settings with the loss that the pairs are scored by."""
+    names = ("loss", "beta", "length_penalty", "label_smoothing")
+    given = {name: getattr(settings, name) for name in names}
+    return replace(made, **{name: value for name, value in given.items() if value is not None})
 
 
 def _median(score: Floats) -> float:

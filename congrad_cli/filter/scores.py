@@ -113,3 +113,13 @@ def _without_the_pair(
 def _cosine(dot: Floats, square: Floats, other: Floats) -> Floats:
     scale = np.sqrt(square * other)
     return np.clip(np.divide(dot, scale, out=np.full_like(dot, np.nan), where=scale > 0), -1, 1)
+
+
+def turn_scores(scores: PairScores, weight: Floats, other: Floats) -> PairScores:
+    """The scores of pairs that another loss weighs by ``other`` [N] instead of ``weight`` [N].
+
+    A cosine knows of a weight's sign only. A weight of zero leaves the score on the sketch itself,
+    as if it were positive.
+    """
+    turned = np.where((weight < 0) == (other < 0), 1.0, -1.0)
+    return PairScores(scores.score * turned, scores.error)
