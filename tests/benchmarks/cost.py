@@ -10,8 +10,10 @@ Prints process CPU-seconds (not wall time: other work may keep the cores busy) o
     loop-head  the same with logits of the answers only
     bergson    bergson's collector on two rows a pair (``--bergson``, where it is installed)
 
-for the same pairs in one process, every round in a new random order: medians, and medians of the
-rounds' ratios, each with a 95 % bootstrap interval over rounds; and the counted multiply-adds.
+for the same pairs in one process; and the counted multiply-adds. What else runs on the machine
+slows memory for minutes at a time, so variants take turns in small portions of pairs, in a new
+random order each time, and are compared portion by portion: given are medians, and medians of the
+portions' ratios, each with a 95 % bootstrap interval.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/cost.py --vocabulary 8192 --rounds 7
 """
@@ -22,7 +24,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,13 @@ def sketcher(model: Any, leading: int, width: int) -> PairSketcher:
     if not width:
         return PairSketcher(model, {}, Projection(8192, 8, 0))
     layers = block_linears(model)
-    basis = leading_directions(model, layers, leading)
-    return PairSketcher(model, layers, Projection(8192, width, 0, basis))
+    return PairSketcher(model, layers, Projection(8192, width, 0, directions(model, leading)))
+
+
+@cache
+def directions(model: Any, leading: int) -> dict[str, Tensor]:
+    """The leading input directions of every layer, found once."""
+    return leading_directions(model, block_linears(model), leading)
 
 
 class Variants:
@@ -87,7 +94,6 @@ class Variants:
         self.model, self.pairs = model, pairs
         self.shared = self._batches(shared=True)
         self.separate = self._batches(shared=False)
-        self._sketchers: dict[tuple[int, int], PairSketcher] = {}
 
     def _batches(self, shared: bool) -> list[PairBatch]:
         cut = cut_batches(self.pairs, BUDGET, shared)
@@ -96,11 +102,7 @@ class Variants:
     @contextmanager
     def sketch(self, leading: int, width: int) -> Iterator[Work]:
         """Shared rows with the sketch, or with width 0 without."""
-        key = leading, width
-        if key not in self._sketchers:
-            self._sketchers[key] = sketcher(self.model, leading, width)
-        use_shared_rows(self.model)
-        with self._sketchers[key] as one:
+        with sketcher(self.model, leading, width) as one:
             yield lambda: [one.sketch(batch) for batch in self.shared]
 
     @contextmanager
@@ -169,41 +171,45 @@ def answer_log_probs(logits: Tensor, batch: PairBatch) -> Tensor:
     return -loss[batch.predictors]
 
 
+Variant = Callable[[Variants], AbstractContextManager[Work]]
+
+
 def measure(
-    variants: dict[str, Callable[[], AbstractContextManager[Work]]], rounds: int
+    variants: dict[str, Variant], portions: list[Variants], rounds: int
 ) -> dict[str, np.ndarray]:
-    """CPU-seconds of every variant in every round, [rounds]; one more round warms up."""
+    """CPU-seconds a pair, [rounds * portions] by variant; one more round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for number in range(rounds + 1):
-        random.shuffle(names)
-        for name in names:
-            with variants[name]() as work:
-                gc.collect()
-                begin = time.process_time()
-                work()
-                taken = time.process_time() - begin
-            if number:
-                seconds[name].append(taken)
+        for portion in portions:
+            random.shuffle(names)
+            for name in names:
+                with variants[name](portion) as work:
+                    gc.collect()
+                    begin = time.process_time()
+                    work()
+                    taken = time.process_time() - begin
+                if number:
+                    seconds[name].append(taken / len(portion.pairs))
     return {name: np.array(values) for name, values in seconds.items()}
 
 
 def interval(values: np.ndarray, base: np.ndarray | None = None) -> str:
-    """The median, or the median of ratios to ``base`` round by round, with its interval."""
+    """The median, or the median of ratios to ``base`` one by one, with its interval."""
     value = values if base is None else values / base
     picks = np.random.default_rng(0).integers(0, len(value), (4000, len(value)))
     low, high = np.percentile(np.median(value[picks], axis=1), [2.5, 97.5])
     return f"{np.median(value):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def report(seconds: dict[str, np.ndarray], pairs: int, against: list[str]) -> None:
+def report(seconds: dict[str, np.ndarray], against: list[str]) -> None:
     """One line a variant; ``against``: whom to divide by."""
     there = [name for name in against if name in seconds]
-    print(f"{'variant':14} {'CPU-seconds':>22} {'pairs/s':>8} "
+    print(f"{'variant':14} {'CPU-seconds a pair':>22} {'pairs/s':>8} "
           + " ".join(f"{'/ ' + name:>22}" for name in there))
     for name, values in seconds.items():
         ratios = " ".join(f"{interval(values, seconds[base]):>22}" for base in there)
-        print(f"{name:14} {interval(values):>22} {pairs / np.median(values):8.2f} {ratios}")
+        print(f"{name:14} {interval(values):>22} {1 / np.median(values):8.2f} {ratios}")
 
 
 def bf16_instructions() -> bool:
@@ -217,40 +223,43 @@ def compare(args: argparse.Namespace, dtype: torch.dtype) -> None:
     """One process, one model, all variants."""
     model = random_model(args.vocabulary, dtype)
     pairs = random_pairs(args.pairs, args.vocabulary)
-    ways = Variants(model, pairs)
+    cuts = range(0, len(pairs), args.portion)
+    portions = [Variants(model, pairs[begin : begin + args.portion]) for begin in cuts]
     widths = [tuple(int(part) for part in one.split(":")) for one in args.sketch]
-    variants: dict[str, Callable[[], AbstractContextManager[Work]]] = {
-        "floor": ways.floor,
-        "rows": partial(ways.sketch, 0, 0),
-        **{f"sketch {k}/{r}": partial(ways.sketch, k, r) for k, r in widths},
-        "loop": partial(ways.loop, False, False),
-        "loop-all": partial(ways.loop, True, False),
-        "loop-head": partial(ways.loop, False, True),
+    variants: dict[str, Variant] = {
+        "floor": Variants.floor,
+        "rows": lambda ways: ways.sketch(0, 0),
+        **{f"sketch {k}/{r}": partial(Variants.sketch, leading=k, width=r) for k, r in widths},
+        "loop": lambda ways: ways.loop(everything=False, head=False),
+        "loop-all": lambda ways: ways.loop(everything=True, head=False),
+        "loop-head": lambda ways: ways.loop(everything=False, head=True),
+        "bergson": Variants.bergson,
     }
-    if args.bergson:
-        variants["bergson"] = ways.bergson
-    for name in args.skip:
+    for name in [*args.skip, *([] if args.bergson else ["bergson"])]:
         del variants[name]
-    shared = sum(batch.input_ids.numel() for batch in ways.shared)
+    shared, separate = ([batch for ways in portions for batch in getattr(ways, layout)]
+                        for layout in ("shared", "separate"))
     print(f"{dtype}, vocabulary {args.vocabulary}, {len(pairs)} pairs: "
-          f"{shared} places in {len(ways.shared)} batches of shared rows, "
-          f"{sum(b.input_ids.numel() for b in ways.separate)} in {len(ways.separate)} of separate")
+          f"{sum(batch.input_ids.numel() for batch in shared)} places in {len(shared)} batches of "
+          f"shared rows, {sum(batch.input_ids.numel() for batch in separate)} in {len(separate)} "
+          "of separate")
     for k, r in widths:
-        print(counted(model, ways.shared, ways.separate, k, r))
-        with ways.sketch(0, 0) as plain:
-            without = executed(plain)
-        with ways.sketch(k, r) as work:
-            print(f"  matrix products executed, torch's count, attention left out: "
+        print(counted(model, shared, separate, k, r))
+        with portions[0].sketch(0, 0) as work:
+            without = executed(work)
+        with portions[0].sketch(k, r) as work:
+            print(f"  matrix products that torch counts in the first portion, attention left out: "
                   f"{without / 1e9:.2f} G without, {executed(work) / 1e9:.2f} G with the sketch")
-    seconds = measure(variants, args.rounds)
-    report(seconds, len(pairs), ["floor", "rows", f"sketch {widths[0][0]}/{widths[0][1]}"])
+    first = "sketch {}/{}".format(*widths[0])
+    report(measure(variants, portions, args.rounds), ["floor", "rows", first])
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--portion", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sketch", nargs="+", default=["8:32"], help="k:r")
     parser.add_argument("--skip", nargs="*", default=[], help="variants to leave out")
