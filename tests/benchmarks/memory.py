@@ -3,7 +3,8 @@
 Prints the peak resident memory beyond what is resident once the model and the batches are there:
 of the shared rows without a sketch, of the sketch, and of separate sequences with full logits;
 for the pairs of ``cost.py``. Then the peak of whole ``congrad sketch`` runs over 64 bundled pairs
-and over the same 64 repeated to 512: memory must not grow with the number of pairs.
+and over the same 64 repeated: batches get fuller until a window of 1,024 rows is full, beyond that
+memory must not grow with the number of pairs.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/memory.py --vocabulary 8192
 """
@@ -72,7 +73,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
     parser.add_argument("--model", default="sample_data/tiny-model")
     parser.add_argument("--part", choices=PARTS, help="measure one part in this process")
@@ -87,10 +88,10 @@ def main() -> None:
         print(f"vocabulary {args.vocabulary}, {part:7} {int(found) / MIB:8.1f} MiB beyond the "
               "model", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for times in (1, 8):
+        for times in (1, 8, 16, 32):
             data = repeated(args.data, Path(folder) / f"{times}.jsonl", 64, times)
             peak = peak_of_command(data, Path(folder) / f"{times}.congrad", args.model)
-            print(f"congrad sketch, {64 * times:4} pairs {peak / MIB:8.1f} MiB in all", flush=True)
+            print(f"congrad sketch, {64 * times:5,} pairs {peak / MIB:8.1f} MiB in all", flush=True)
 
 
 if __name__ == "__main__":
