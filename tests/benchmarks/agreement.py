@@ -1,0 +1,77 @@
+"""How far sketched rows agree with exact gradients; no script, ``fidelity.py`` uses it.
+
+Scores are congrad's own: rows go into a store in memory, and the functions behind ``consensus``
+and ``filter`` work on it. Exact gradients enter as rows of n numbers with the same inner products.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from congrad_cli.consensus.groups import group_gradients
+from congrad_cli.consensus.solver import solve
+from congrad_cli.direction import Consensus
+from congrad_cli.filter.policy import decide
+from congrad_cli.filter.scores import pair_scores
+from congrad_cli.settings import ConsensusSettings, FilterSettings
+from congrad_cli.weights import pair_terms
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from synthetic import memory_store, unit_rows
+
+METHODS = ("mean", "pcgrad")
+
+
+@dataclass(frozen=True)
+class View:
+    """What congrad sees of n pairs: cosines [n, n], and by method scores and kept half [n]."""
+
+    cosine: np.ndarray
+    score: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
+
+
+def view(rows: np.ndarray, norms: np.ndarray, groups: Sequence[str]) -> View:
+    """``rows`` [n, any] need no unit length; ``norms`` [n] are the gradients'."""
+    unit = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    store = memory_store(unit_rows(rows), norms, groups)
+    label, score, kept = store.column("group"), {}, {}
+    for method in METHODS:
+        wanted = replace(ConsensusSettings(), method=method)
+        terms = pair_terms(store, wanted)
+        found = group_gradients(store, terms.scale * terms.share)
+        coefficients = solve(found.gramian, wanted)
+        consensus = Consensus(coefficients @ found.gradients, found.gradients, coefficients)
+        score[method] = pair_scores(store, consensus, terms.scale, terms.share, True)
+        kept[method] = decide(score[method], label, FilterSettings(keep_ratio=0.5)).keep
+    return View(unit @ unit.T, score, kept)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """RMSE of the cosines of different pairs; by method rank correlation and shared kept half."""
+
+    rmse: float
+    spearman: dict[str, float]
+    overlap: dict[str, float]
+
+
+def agreement(sketched: View, exact: View) -> Agreement:
+    """Compare two views of the same pairs."""
+    apart = np.tril_indices(len(exact.cosine), -1)
+    error = (sketched.cosine - exact.cosine)[apart]
+    return Agreement(
+        float(np.sqrt(np.mean(error**2))),
+        {name: spearman(sketched.score[name], exact.score[name]) for name in METHODS},
+        {name: float((sketched.kept[name] & exact.kept[name]).sum() / exact.kept[name].sum())
+         for name in METHODS},
+    )
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    """Rank correlation; scores of real gradients have no ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
+    return float(np.corrcoef(*ranks)[0, 1])
