@@ -38,7 +38,7 @@ from congrad_cli.records import Record
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.model import block_linears
+from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import PairBatch, TokenizedPair, batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
 
@@ -77,14 +77,14 @@ def sketcher(model: Any, leading: int, width: int) -> PairSketcher:
     use_shared_rows(model)
     if not width:
         return PairSketcher(model, {}, Projection(8192, 8, 0))
-    layers = block_linears(model)
+    layers = choose_layers(all_layers(model), "blocks")
     return PairSketcher(model, layers, Projection(8192, width, 0, directions(model, leading)))
 
 
 @cache
 def directions(model: Any, leading: int) -> dict[str, Tensor]:
     """The leading input directions of every layer, found once."""
-    return leading_directions(model, block_linears(model), leading)
+    return leading_directions(model, choose_layers(all_layers(model), "blocks"), leading)
 
 
 class Variants:
@@ -126,8 +126,8 @@ class Variants:
         """One pair at a time against a reference, weight gradients formed."""
         self.model.set_attn_implementation("sdpa")
         self.model.requires_grad_(everything)
-        for layer in block_linears(self.model).values():
-            layer.requires_grad_(True)
+        for layer in choose_layers(all_layers(self.model), "blocks").values():
+            layer.weight.requires_grad_(True)
         batches = [batch_pairs([pair], 0, False) for pair in self.pairs]
 
         def work() -> None:

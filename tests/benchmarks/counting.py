@@ -11,15 +11,14 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from congrad_cli.sketch.gradients import layer_shape
-from congrad_cli.sketch.model import block_linears
+from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import PairBatch
 
 
 def plain_parts(model: Any, batches: Sequence[PairBatch], full_logits: bool) -> dict[str, int]:
     """Forward and activation-only backward."""
     config = model.config.get_text_config()
-    weights = sum(layer.weight.numel() for layer in block_linears(model).values())
+    weights = sum(layer.size for layer in choose_layers(all_layers(model), "blocks").values())
     places = sum(batch.input_ids.numel() for batch in batches)
     square = sum(batch.input_ids.numel() * batch.input_ids.shape[1] for batch in batches)
     heads = sum(batch.input_ids.numel() if full_logits else len(batch.targets)
@@ -36,7 +35,8 @@ def sketch_parts(model: Any, batches: Sequence[PairBatch], lines: int) -> dict[s
     """The sketch with k + r = ``lines``, every layer on its own."""
     places = sum(batch.input_ids.numel() for batch in batches)
     rows = sum(len(batch.input_ids) for batch in batches)
-    shapes = [layer_shape(layer) for layer in block_linears(model).values()]
+    layers = choose_layers(all_layers(model), "blocks")
+    shapes = [(layer.inputs, layer.outputs) for layer in layers.values()]
     return {
         "a R": lines * places * sum(inputs for inputs, _ in shapes),
         "(a R)^T delta": lines * places * sum(outputs for _, outputs in shapes),

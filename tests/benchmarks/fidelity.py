@@ -5,8 +5,9 @@ several seeds: congrad's sketch for several D, k (leading) and r (random input d
 two-sided 16 x 16 blocks per layer laid end to end, the layout of public tools; and a count sketch
 of the whole flat gradient, the ideal for its size. Prints numbers and bytes a pair, the root mean
 square error of the cosines of all pairs of rows, the rank correlation of the leave-one-out
-consensus score with the exact one, and the share of the kept half that is the same: the mean over
-seeds, and in brackets the worst and the best.
+consensus score with the exact one, the share of the kept half that is the same, and the shares of
+scores that lie within one and two of their jackknife errors: the mean over seeds, and of the first
+three in brackets the worst and the best.
 
 Exact gradients are kept in float16 in a temporary folder (``TMPDIR``): 2 bytes a weight and pair.
 
@@ -28,16 +29,19 @@ from agreement import METHODS, Agreement, View, agreement, view
 from layouts import CountSketch, TwoSided
 from torch import Tensor
 
+from congrad_cli.codec import Codec
 from congrad_cli.records import read_records
-from congrad_cli.settings import RecordSettings
+from congrad_cli.settings import STORE_DTYPES, RecordSettings
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.exact import exact_gradient
-from congrad_cli.sketch.gradients import PairSketcher, layer_shape
-from congrad_cli.sketch.model import block_linears, load_model, load_tokenizer
+from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.layers import all_layers, choose_layers
+from congrad_cli.sketch.model import load_model, load_tokenizer
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, tokenize
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.sketch.source import find_model
+from congrad_cli.sketch.width import choose_width
 
 BLOCK = 1 << 18
 """Columns of the exact gradients that are multiplied at a time."""
@@ -93,13 +97,14 @@ def schemes(
     args: argparse.Namespace, model: Any, layers: Mapping[str, Any], stack: ExitStack
 ) -> dict[str, list[Sketch]]:
     """The sketches to compare, one per seed, by the name to print."""
-    shapes = {name: layer_shape(layer)[::-1] for name, layer in layers.items()}
+    shapes = {name: (layer.outputs, layer.inputs) for name, layer in layers.items()}
     seeds = range(args.seeds)
     result: dict[str, list[Sketch]] = {}
     for leading in args.leading:
         directions = leading_directions(model, layers, leading)
         for dim in args.dims:
-            for width in args.widths:
+            for wanted in args.widths:
+                width = wanted or choose_width(model, layers, directions, dim)
                 made = [PairSketcher(model, layers, Projection(dim, width, seed, directions))
                         for seed in seeds]
                 result[f"congrad D {dim}, k {leading}, r {width}"] = [
@@ -120,13 +125,15 @@ def _theirs(layout: Callable[[Mapping[str, Tensor]], np.ndarray]) -> Sketch:
     return lambda _, gradient: layout(gradient)
 
 
-def line(name: str, numbers: int, found: list[Agreement]) -> str:
+def line(name: str, numbers: int, size: int, found: list[Agreement]) -> str:
     """One row of the table."""
     cells = [_spread([one.rmse for one in found], 4)]
     for method in METHODS:
         cells += [_spread([one.spearman[method] for one in found], 3),
                   _spread([one.overlap[method] for one in found], 2)]
-    return f"{name:30} {numbers:8,} {2 * numbers:9,} " + " ".join(f"{cell:>22}" for cell in cells)
+        within = np.mean([one.within[method] for one in found], axis=0)
+        cells.append(f"{within[0]:.0%}, {within[1]:.0%}")
+    return f"{name:38} {numbers:8,} {size:9,} " + " ".join(f"{cell:>22}" for cell in cells)
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -134,14 +141,24 @@ def _spread(values: list[float], digits: int) -> str:
             f"[{min(values):.{digits}f}, {max(values):.{digits}f}]")
 
 
-def report(rows: dict[str, list[np.ndarray]], exact: View, groups: list[str]) -> None:
+def report(
+    rows: dict[str, list[np.ndarray]], exact: View, groups: list[str], codes: list[str]
+) -> None:
     """The table; ``rows`` holds by name and seed the rows of all pairs."""
     heads = ["cosine RMSE"] + [f"{method}: {what}" for method in METHODS
-                               for what in ("Spearman", "kept half")]
-    print(f"{'':30} {'numbers':>8} {'bytes':>9} " + " ".join(f"{head:>22}" for head in heads))
+                               for what in ("Spearman", "kept half", "1, 2 errors")]
+    print(f"{'':38} {'numbers':>8} {'bytes':>9} " + " ".join(f"{head:>22}" for head in heads))
     for name, seeds in rows.items():
-        views = [view(one, np.linalg.norm(one, axis=1), groups) for one in seeds]
-        print(line(name, seeds[0].shape[1], [agreement(one, exact) for one in views]))
+        ours = name.startswith("congrad")
+        numbers, width = seeds[0].shape[1], int(name.split()[-1]) if ours else 1
+        for code in codes if ours else ["float16"]:
+            views = [
+                view(one, np.linalg.norm(one, axis=1), groups, width, code) for one in seeds
+            ]
+            size = sum(math.prod(tail) * np.dtype(kind).itemsize
+                       for kind, tail in Codec(code, numbers, width).columns().values())
+            print(line(f"{name} {code}", numbers, size, [agreement(one, exact) for one in views]),
+                  flush=True)
 
 
 def main() -> None:
@@ -151,18 +168,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--languages", type=int, default=8)
-    parser.add_argument("--dims", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--dims", type=int, nargs="+", default=[8192, 16384, 32768])
     parser.add_argument("--ideal", type=int, default=8192, help="D of the count sketch")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32])
+    parser.add_argument("--widths", type=int, nargs="+", default=[0])
     parser.add_argument("--leading", type=int, nargs="+", default=[8])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--codes", nargs="+", default=list(STORE_DTYPES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     source = find_model(args.model)
     model = load_model(source, torch.device("cpu"), torch.float32)
     use_shared_rows(model)
-    layers = block_linears(model)
-    weights = sum(layer.weight.numel() for layer in layers.values())
+    layers = choose_layers(all_layers(model), "blocks")
+    weights = sum(layer.size for layer in layers.values())
     tokenizer = load_tokenizer(source, None)
     pairs, groups = read_pairs(args.data, tokenizer, args.pairs, args.languages)
     began = time.process_time()
@@ -186,7 +204,8 @@ def main() -> None:
           f"in {len(set(groups))} languages; spread of the exact cosines {apart.std():.4f}; "
           f"{len(compared)} sketches x {args.seeds} seeds; CPU-seconds: {ready - began:.0f} to "
           f"draw, {(done - ready) / len(pairs):.1f} a pair")
-    report({name: [np.stack(one) for one in seeds] for name, seeds in rows.items()}, truth, groups)
+    report({name: [np.stack(one) for one in seeds] for name, seeds in rows.items()}, truth, groups,
+           args.codes)
 
 
 if __name__ == "__main__":
