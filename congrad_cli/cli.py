@@ -16,6 +16,7 @@ from congrad_cli import __version__, console, options
 from congrad_cli.errors import CongradError, StoreError, UsageError, out_of_memory
 from congrad_cli.settings import (
     LOSSES,
+    ROW_SIZES,
     STORE_DTYPES,
     ConsensusSettings,
     FilterSettings,
@@ -109,11 +110,12 @@ def sketch(
     revision: options.Revision = None,
     chat_template: options.ChatTemplate = None,
     max_length: options.MaxLength = 1024,
-    dim: options.Dim = 8192,
+    row_size: options.RowSize = "16k",
+    dim: options.Dim = None,
     width: options.Width = "auto",
     leading: options.Leading = 8,
     seed: options.SketchSeed = 0,
-    store_dtype: options.StoreDtype = "float16",
+    store_dtype: options.StoreDtype = None,
     reference: options.Reference = None,
     token_weighting: options.TokenWeighting = "sum",
     layers: options.Layers = "blocks",
@@ -141,15 +143,18 @@ def sketch(
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
     _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     _one_of("--bad-records", bad_records, ("stop", "skip"))
-    _one_of("--store-dtype", store_dtype, STORE_DTYPES)
+    _one_of("--row-size", row_size, tuple(ROW_SIZES))
+    best_dim, best_dtype = ROW_SIZES[row_size]
+    _one_of("--store-dtype", store_dtype or best_dtype, STORE_DTYPES)
     if language is not None and not language.strip():
         raise UsageError("--language is empty.", 'name one, such as "de"')
     path = _store_for(data, store)
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
-        dim=dim, width=_auto("--width", width), leading=leading, seed=seed, reference=reference,
-        token_weighting=token_weighting, store_dtype=store_dtype, layers=layers, adapter=adapter,
-        dtype=dtype, share_prompt=share_prompt, device=device, device_map=device_map,
+        dim=dim or best_dim, width=_auto("--width", width), leading=leading, seed=seed,
+        store_dtype=store_dtype or best_dtype, reference=reference,
+        token_weighting=token_weighting, layers=layers, adapter=adapter, dtype=dtype,
+        share_prompt=share_prompt, device=device, device_map=device_map,
         batch_tokens=_auto("--batch-tokens", batch_tokens),
         gradient_checkpointing=gradient_checkpointing, bad_records=bad_records,
         threads=threads, overwrite=overwrite,

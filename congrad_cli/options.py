@@ -35,7 +35,14 @@ ChatTemplate = Annotated[
 MaxLength = Annotated[
     int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
 ]
-Dim = Annotated[int, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient.")]
+RowSize = Annotated[
+    str,
+    typer.Option(metavar="4k|8k|16k",
+                 help="Bytes kept of each gradient: sets --dim and --store-dtype to the best."),
+]
+Dim = Annotated[
+    int | None, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient.")
+]
 Width = Annotated[
     str,
     typer.Option(metavar="auto|N",
@@ -48,7 +55,7 @@ SketchSeed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random projection.")
 ]
 StoreDtype = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="float16|int8|int4|1bit",
                  help="How numbers are stored. Products of rows: float16, int8 unbiased; int4, "
                       "1bit to first order in the cosine (1bit: 4.7 % high at 0.5)."),

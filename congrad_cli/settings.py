@@ -12,6 +12,9 @@ from typing import Any
 FORMAT = 1
 """Version of the store's layout."""
 
+ROW_SIZES = {"4k": (32768, "1bit"), "8k": (16384, "int4"), "16k": (32768, "int4")}
+"""``--row-size``: the numbers of a sketch and their code that are best for so many bytes a pair."""
+
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
 
 WINDOW = 1024
@@ -47,14 +50,14 @@ class SketchSettings:
     revision: str | None = None
     chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
     max_length: int = changes_numbers(1024)
-    dim: int = changes_numbers(8192)
+    dim: int = changes_numbers(32768)
     width: int | None = changes_numbers(None)  # None: chosen for the model
     leading: int = changes_numbers(8)
     seed: int = changes_numbers(0)
     token_weighting: str = changes_numbers("sum")
     layers: str = changes_numbers("blocks")
     adapter: str | None = None  # its content is part of the model's fingerprint
-    store_dtype: str = changes_numbers("float16")
+    store_dtype: str = changes_numbers("int4")
     reference: str | None = None
     dtype: str = "auto"
     share_prompt: bool = True

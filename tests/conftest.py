@@ -33,7 +33,7 @@ from synthetic import write_store
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES, PAIRS_EACH = 6, 4
 
-SMALL = ("--dim", "512", "--width", "8")
+SMALL = ("--dim", "512", "--width", "8", "--store-dtype", "float16")
 """Sketch options that make a sketch cheap where its numbers do not matter."""
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]

@@ -8,6 +8,7 @@ from conftest import SMALL
 from zoo import build, zoo
 
 from congrad_cli.store import GradientStore
+from congrad_cli.tensors import map_arrays
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_batches_checkpointing_and_maps_do_not_change_the_rows(sketch, tmp_path)
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--batch-tokens", "many"), ("--batch-tokens", "0"), ("--width", "-1"),
-     ("--bad-records", "ignore"), ("--dtype", "int8")],
+     ("--bad-records", "ignore"), ("--dtype", "int8"), ("--row-size", "2k")],
 )
 def test_values_that_are_none_are_refused(option, value, sketch):
     done = sketch(option, value)
@@ -87,6 +88,25 @@ def test_the_width_is_chosen_for_the_model(forked_congrad, few, tiny_model, tmp_
     done = forked_congrad("sketch", few, "--model", tiny_model, "--store", store)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads((store / "store.json").read_text())["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "dim", "code", "size"),
+    [((), 32768, "int4", 16384), (("--row-size", "8k"), 16384, "int4", 8192),
+     (("--row-size", "4k"), 32768, "1bit", 4096),
+     (("--row-size", "4k", "--store-dtype", "int8", "--dim", 4096), 4096, "int8", 4096)],
+)  # fmt: skip
+def test_a_row_has_the_size_that_was_asked_for(
+    options, dim, code, size, forked_congrad, few, tiny_model, tmp_path
+):
+    store = tmp_path / "store"
+    done = forked_congrad("sketch", few, "--model", tiny_model, "--store", store, *options)
+    assert done.returncode == 0, done.stderr.decode()
+    header = GradientStore.open(store).header
+    assert (header.dim, header.store_dtype) == (dim, code)
+    arrays, _ = map_arrays(next((store / "shards").iterdir()))
+    assert arrays["direction"].nbytes == 6 * size
+    assert arrays["scale"].nbytes <= 6 * 128
 
 
 def test_an_adapter_is_sketched_alone(sketch, tiny_model, tmp_path):

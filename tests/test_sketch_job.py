@@ -64,7 +64,8 @@ def data(tmp_path: Path) -> Path:
 def sketch(model: Path, data: Path, store: Path, **options: Any) -> tuple[GradientStore, Told]:
     told = Told()
     settings = SketchSettings(
-        model=str(model), dim=512, width=8, leading=2, device="cpu", **options
+        model=str(model), dim=512, width=8, leading=2, store_dtype="float16", device="cpu",
+        **options,
     )
     index = index_data([("pairs.jsonl", data)], RecordSettings())
     sketching.run(index, store, settings, told)

@@ -31,7 +31,8 @@ def command(data: Path, model: Path, store: Path, budget: int = 300) -> list[str
     """A sketch of small batches: many places to be stopped at."""
     return [sys.executable, "-c", ANNOUNCED, "sketch", str(data), "--model", str(model),
             "--store", str(store), "--threads", "1", "--batch-tokens", str(budget),
-            "--dim", "512", "--width", "8", "--leading", "2"]  # fmt: skip
+            "--dim", "512", "--width", "8", "--leading", "2",
+            "--store-dtype", "float16"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

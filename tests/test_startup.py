@@ -26,9 +26,9 @@ finally:
 OPTIONS = {
     "sketch": {
         "DATA", "--model", "-m", "--store", "-s", "--revision", "--chat-template", "--max-length",
-        "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting", "--layers",
-        "--store-dtype",
-        "--adapter", "--dtype", "--device-map", "--gradient-checkpointing", "--bad-records",
+        "--row-size", "--dim", "--width", "--leading", "--seed", "--reference", "--token-weighting",
+        "--layers", "--store-dtype", "--adapter", "--dtype", "--device-map",
+        "--gradient-checkpointing", "--bad-records",
         "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
         "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
         "--id-field", "--language", "--quiet", "-q",

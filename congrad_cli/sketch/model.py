@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,10 @@ def load_model(
     else:
         arguments["use_safetensors"] = True
     if device_map is not None:
+        if find_spec("accelerate") is None:
+            raise ModelError(
+                "--device-map needs accelerate, which is not installed.", "pip install accelerate"
+            )
         arguments["device_map"] = device_map
     transformers_logging.disable_progress_bar()
     with _explained(source):

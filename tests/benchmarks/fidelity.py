@@ -50,13 +50,16 @@ Sketch = Callable[[TokenizedPair, Mapping[str, Tensor]], np.ndarray]
 
 
 def read_pairs(
-    data: Path, tokenizer: Any, count: int, languages: int
+    data: Path, tokenizer: Any, count: int, languages: int, longest: int
 ) -> tuple[list[TokenizedPair], list[str]]:
-    """``count`` pairs of the first ``languages`` languages in turn, and their languages."""
+    """``count`` pairs of ``languages`` languages in turn, and their languages.
+
+    Of the languages that have most pairs with rows of at most ``longest`` tokens.
+    """
     found: dict[str, list[TokenizedPair]] = {}
     for record in read_records([(data.name, data)], RecordSettings()):
         pair = tokenize(record, tokenizer, 1024)
-        if isinstance(pair, TokenizedPair):
+        if isinstance(pair, TokenizedPair) and pair.length <= longest:
             found.setdefault(record.group, []).append(pair)
     names = sorted(found, key=lambda name: -len(found[name]))[:languages]
     depth = max(len(found[name]) for name in names)
@@ -168,6 +171,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--languages", type=int, default=8)
+    parser.add_argument("--longest", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--dims", type=int, nargs="+", default=[8192, 16384, 32768])
     parser.add_argument("--ideal", type=int, default=8192, help="D of the count sketch")
     parser.add_argument("--widths", type=int, nargs="+", default=[0])
@@ -182,7 +186,7 @@ def main() -> None:
     layers = choose_layers(all_layers(model), "blocks")
     weights = sum(layer.size for layer in layers.values())
     tokenizer = load_tokenizer(source, None)
-    pairs, groups = read_pairs(args.data, tokenizer, args.pairs, args.languages)
+    pairs, groups = read_pairs(args.data, tokenizer, args.pairs, args.languages, args.longest)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         compared = schemes(args, model, layers, stack)
