@@ -19,8 +19,9 @@ from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
 
 WIDTHS = (8, 16, 32, 64)
-TOLERANCE = 1.15
-"""The error may be this multiple of 1/sqrt(D)."""
+TOLERANCE = 1.5
+"""The error may be this multiple of 1/sqrt(D) on random tokens. On text it is then about 1.15:
+there the inputs of two pairs have less in common that the leading directions do not hold."""
 
 PAIRS = 6
 PROBE_DIM, PROBE_WIDTH = 1 << 16, 32
