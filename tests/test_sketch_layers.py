@@ -13,7 +13,7 @@ from congrad_cli.errors import ModelError, UsageError
 from congrad_cli.sketch import long_rows
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
-from congrad_cli.sketch.check import compare_layouts, without_peers
+from congrad_cli.sketch.check import check_batches, compare_layouts, without_peers
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
@@ -127,10 +127,50 @@ def test_what_cannot_be_sketched_is_named_and_can_be_left_out() -> None:
     mamba = build(zoo(VOCABULARY)["mamba"])
     with pytest.raises(ModelError, match=r"layers\.0\.mixer\.conv1d\.weight cannot be") as error:
         choose_layers(all_layers(mamba), "all")
-    assert "!backbone.layers.0.mixer.conv1d.weight" in error.value.hints[0]
+    assert "!backbone.layers.*.mixer.conv1d.weight" in error.value.hints[0]
     layers = choose_layers(all_layers(mamba), "all,!*.conv1d")
     with pytest.raises(ModelError, match=r"A_log cannot be sketched: the model uses it in"):
         sketches(mamba, layers, Projection(256, 8, 0), shared=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "terms", "culprit"),
+    [("gpt_oss", "all,!*.experts.*_bias", "sinks"),
+     ("mamba", "all,!*.conv1d,!*.A_log,!*.dt_proj.bias", r"mixer\.D")],
+)  # fmt: skip
+def test_vectors_that_are_neither_bias_nor_scale_are_named(
+    name: str, terms: str, culprit: str
+) -> None:
+    model = build(zoo(VOCABULARY)[name])
+    layers = choose_layers(all_layers(model), terms)
+    with pytest.raises(ModelError, match=rf"layers\.\d\..*{culprit} cannot be sketched"):
+        check_batches(model, layers, Projection(256, 8, 0))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "jamba"])
+def test_a_model_whose_rows_are_their_pairs_own_passes_the_check(name: str) -> None:
+    model = build(zoo(VOCABULARY)[name])
+    layers = choose_layers(all_layers(model), NOT_ALL.get(name, "all"))
+    check_batches(model, layers, Projection(256, 8, 0))
+
+
+class BatchMean(nn.Module):
+    """Lets rows see one another, as no language model should."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.1 * x.mean(0, keepdim=True))
+
+
+def test_a_model_that_mixes_rows_is_refused() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    model.model.layers[0].mlp = BatchMean(model.model.layers[0].mlp)
+    layers = choose_layers(all_layers(model), "blocks")
+    with pytest.raises(ModelError, match="a row changes with the batch it is in"):
+        check_batches(model, layers, Projection(256, 8, 0))
 
 
 class Bypass(nn.Module):

@@ -1,21 +1,28 @@
-"""The check at start: does a shared row give what plain separate sequences give?"""
+"""The checks at start: is a row its pair's own, and does it matter how the pair is laid out?"""
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from congrad_cli.errors import ModelError, out_of_memory
 from congrad_cli.records import Record
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
-from congrad_cli.sketch.layers import cannot_sketch
+from congrad_cli.sketch.layers import Layer, cannot_sketch
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs
-from congrad_cli.sketch.projection import random_words
+from congrad_cli.sketch.projection import Projection, random_words
+from congrad_cli.sketch.uses import MixedRowsError
 
 FLOAT32_TOLERANCE = 1e-5
 PADDING_FACTOR = 3.0
 ROUNDING_FACTOR = 8.0
+BATCH_TOLERANCE, HALF_BATCH_TOLERANCE = 1e-4, 0.25
+"""Wrong rows are off by about 1. In half precision a token may choose another expert by rounding."""
+
 PADDING = 16
 LENGTHS = (24, 20, 13)  # of prompt, chosen, rejected
 
@@ -41,19 +48,57 @@ def compare_layouts(sketcher: PairSketcher, can_share: bool = True) -> LayoutChe
     Raises :class:`ModelError` where a layer that should be sketched has given nothing.
     """
     pair = probe(sketcher.vocabulary)
-    apart = _sketch(sketcher, pair, shared=False)
+    apart = _sketch(sketcher, [pair], shared=False)
     silent = without_peers(sketcher.silent, sketcher.heard)
     if silent:
         raise cannot_sketch(silent[0], "it takes no part in the model's answer, as far as "
                             f"can be seen (and {len(silent) - 1} more)")
     if not can_share:
         return LayoutCheck(math.inf, FLOAT32_TOLERANCE)
-    difference = _distance(_sketch(sketcher, pair, shared=True), apart)
+    difference = _distance(_sketch(sketcher, [pair], shared=True), apart)
     if sketcher.dtype == torch.float32:
         return LayoutCheck(difference, FLOAT32_TOLERANCE)
-    padded = _distance(_sketch(sketcher, pair, shared=False, padding=PADDING), apart)
+    padded = _distance(_sketch(sketcher, [pair], shared=False, padding=PADDING), apart)
     rounding = ROUNDING_FACTOR * torch.finfo(sketcher.dtype).eps
     return LayoutCheck(difference, max(PADDING_FACTOR * padded, rounding))
+
+
+def check_batches(model: Any, layers: Mapping[str, Layer], projection: Projection) -> None:
+    """Raise :class:`ModelError` where a pair's row depends on what else is in its batch.
+
+    Or where a vector is used as neither a bias nor a scale, so that one copy of it per row breaks
+    the model's code; the first of its kind is named.
+    """
+    trouble = _batch_trouble(model, layers, projection)
+    if trouble is None:
+        return
+    kinds = {_kind(name): layer for name, layer in layers.items() if layer.kind == "vector"}
+    for layer in kinds.values():
+        if found := _batch_trouble(model, {layer.name: layer}, projection):
+            raise cannot_sketch(layer.name, found)
+    raise ModelError(f"this model cannot be sketched: {trouble}.")
+
+
+def _batch_trouble(
+    model: Any, layers: Mapping[str, Layer], projection: Projection
+) -> str | None:
+    with PairSketcher(model, layers, projection) as sketcher:
+        pair, other = (probe(sketcher.vocabulary, name) for name in ("tokens", "company"))
+        try:
+            alone = _sketch(sketcher, [pair], shared=False)
+            both = _sketch(sketcher, [pair, other], shared=False)
+        except MixedRowsError:
+            return None  # known, and sketched one pair at a time
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if out_of_memory(error):
+                raise
+            return f"the model cannot take one copy of it per row ({str(error).splitlines()[0]})"
+        first = BatchSketch(both.sketch[:1], both.logp[:1], both.weighted_logp[:1])
+        exact = sketcher.dtype == torch.float32
+    difference = _distance(first, alone)
+    if difference <= (BATCH_TOLERANCE if exact else HALF_BATCH_TOLERANCE):
+        return None
+    return f"a row changes with the batch it is in, by {difference:.1e}"
 
 
 def without_peers(silent: set[str], heard: set[str]) -> list[str]:
@@ -61,11 +106,12 @@ def without_peers(silent: set[str], heard: set[str]) -> list[str]:
 
     An expert to which no token of the probe was sent is silent by chance; its peers are not.
     """
-    def kind(name: str) -> str:
-        return re.sub(r"\d+", "#", name)
+    known = {_kind(name) for name in heard}
+    return sorted(name for name in silent if _kind(name) not in known)
 
-    known = {kind(name) for name in heard}
-    return sorted(name for name in silent if kind(name) not in known)
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def probe(vocabulary: int, name: str = "tokens") -> TokenizedPair:
@@ -77,9 +123,9 @@ def probe(vocabulary: int, name: str = "tokens") -> TokenizedPair:
 
 
 def _sketch(
-    sketcher: PairSketcher, pair: TokenizedPair, shared: bool, padding: int = 0
+    sketcher: PairSketcher, pairs: Sequence[TokenizedPair], shared: bool, padding: int = 0
 ) -> BatchSketch:
-    return sketcher.sketch(batch_pairs([pair], 0, shared, padding).to(sketcher.device))
+    return sketcher.sketch(batch_pairs(pairs, 0, shared, padding).to(sketcher.device))
 
 
 def _distance(left: BatchSketch, right: BatchSketch) -> float:

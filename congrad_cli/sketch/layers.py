@@ -12,6 +12,7 @@ other     anything else (convolutions, states): can be left out, not sketched
 ========  ================================================================================
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -160,9 +161,10 @@ def refuse_other(layers: dict[str, Layer]) -> None:
 
 def cannot_sketch(name: str, reason: str) -> ModelError:
     """The error for a layer that is used in a way that is not understood."""
+    pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
     return ModelError(
         f"{name} cannot be sketched: {reason}.",
-        f"leave it out: --layers 'blocks,!{name}'",
+        f"leave it and its like out: --layers 'blocks,!{pattern}', or with all in place of blocks",
     )
 
 

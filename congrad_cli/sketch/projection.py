@@ -140,7 +140,7 @@ class LayerProjection:
 
     def project_inputs(self, a: Tensor) -> Tensor:
         """a [..., in] -> a R [..., q]."""
-        return a @ self.inputs
+        return a @ self.inputs.to(a)  # tied weights may be used on two devices
 
     def fold_into(
         self, sums: "FoldedSums", y: Tensor, expert: int = 0, rows: slice = slice(None)

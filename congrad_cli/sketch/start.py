@@ -17,7 +17,7 @@ from torch import Tensor
 from congrad_cli.errors import StoreError
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.calibration import leading_directions
-from congrad_cli.sketch.check import LayoutCheck, compare_layouts
+from congrad_cli.sketch.check import LayoutCheck, check_batches, compare_layouts
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer
 from congrad_cli.sketch.projection import Projection
@@ -51,6 +51,7 @@ def find_start(
     leading = leading_directions(model, layers, settings.leading)
     width = settings.width or choose_width(model, layers, leading, settings.dim)
     scheme = Projection(settings.dim, width, settings.seed, leading)
+    check_batches(model, layers, scheme)
     with PairSketcher(model, layers, scheme) as sketcher:
         return Start(leading, width, compare_layouts(sketcher, can_share))
 

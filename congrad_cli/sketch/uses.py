@@ -184,7 +184,9 @@ class WeightUses(TorchFunctionMode):
             if _watching.get() is not self:
                 return
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            x = next(x for x in tensors if x.is_floating_point() and x.dim() > 1)
+            x = next((x for x in tensors if x.is_floating_point() and x.dim() > 1), None)
+            if x is None:
+                raise cannot_sketch(layers[0].name, "its module is called without numbers")
             for layer in layers:
                 leaf = self.listener.row_vector(layer)
                 spread = self.listener.rows.spread(leaf, x, layer.name)
