@@ -13,7 +13,8 @@ Prints process CPU-seconds (not wall time: other work may keep the cores busy) o
 for the same pairs in one process; and the counted multiply-adds. What else runs on the machine
 slows memory for minutes at a time, so variants take turns in small portions of pairs, in a new
 random order each time, and are compared portion by portion: given are medians, and medians of the
-portions' ratios, each with a 95 % bootstrap interval.
+portions' ratios, each with a 95 % bootstrap interval. The share of a pass that the sketch's own
+hooks take is measured inside the pass.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/cost.py --vocabulary 8192 --rounds 7
 """
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from counting import counted, executed
+from hook_clock import HookClock
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -194,6 +196,20 @@ def measure(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def hook_shares(portions: list[Variants], rounds: int, leading: int, width: int) -> np.ndarray:
+    """CPU time in the sketch's hooks over the rest of the same pass, [rounds * portions]."""
+    shares = []
+    for _ in range(rounds):
+        for portion in portions:
+            clock = HookClock()
+            with clock.watch(), portion.sketch(leading, width) as work:
+                begin = time.process_time()
+                work()
+                taken = time.process_time() - begin
+            shares.append(clock.seconds / (taken - clock.seconds))
+    return np.array(shares)
+
+
 def interval(values: np.ndarray, base: np.ndarray | None = None) -> str:
     """The median, or the median of ratios to ``base`` one by one, with its interval."""
     value = values if base is None else values / base
@@ -250,6 +266,8 @@ def compare(args: argparse.Namespace, dtype: torch.dtype) -> None:
         with portions[0].sketch(k, r) as work:
             print(f"  matrix products that torch counts in the first portion, attention left out: "
                   f"{without / 1e9:.2f} G without, {executed(work) / 1e9:.2f} G with the sketch")
+        share = hook_shares(portions, args.rounds, k, r)
+        print(f"  hooks of the sketch over the rest of the same pass, CPU time: {interval(share)}")
     first = "sketch {}/{}".format(*widths[0])
     report(measure(variants, portions, args.rounds), ["floor", "rows", first])
 
