@@ -31,7 +31,7 @@ from congrad_cli.errors import StoreError
 from congrad_cli.settings import FORMAT, STORE_DTYPES, RecordSettings
 from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
 
-SHARD_ROWS = 8192
+SHARD_ROWS, SHARD_BYTES = 8192, 1 << 25
 SHARD_SECONDS = 60.0
 OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
 
@@ -294,7 +294,7 @@ class ShardWriter:
     def __init__(self, path: Path, header: StoreHeader, rank: int = 0) -> None:
         self.path, self.header, self._rank = path, header, rank
         self._parts: list[Arrays] = []
-        self._count = 0
+        self._count = self._bytes = 0
         self._skipped: list[dict[str, Any]] = []
         prefix = f"r{rank:03d}-"
         numbers = [int(file.stem[5:]) for file in shard_files(path) if file.name.startswith(prefix)]
@@ -305,10 +305,16 @@ class ShardWriter:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def full(self) -> bool:
+        """Whether a shard's worth has been collected: by rows, or by bytes, which memory holds."""
+        return self._count >= SHARD_ROWS or self._bytes >= SHARD_BYTES
+
     def append(self, arrays: Arrays) -> None:
         """Add sketched rows; they are durable after the next :meth:`commit`."""
         self._parts.append(arrays)
         self._count += len(arrays["row"])
+        self._bytes += sum(array.nbytes for array in arrays.values())
 
     def skip(self, row: int, source: str, line: int, code: str, message: str) -> None:
         """Note a pair that gets no sketch."""
@@ -329,7 +335,7 @@ class ShardWriter:
         metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
         name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
         commit_file(self.path / "shards" / name, pack_arrays(arrays, metadata))
-        self._parts, self._count = [], 0
+        self._parts, self._count, self._bytes = [], 0, 0
         self._sequence += 1
 
     def _append_skipped(self) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from synthetic import columns, header, normalised, random_rows
 
+from congrad_cli import store as store_module
 from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
@@ -578,3 +579,27 @@ def test_piped_data_goes_when_the_sketch_fails_and_the_place_stays_usable(tmp_pa
         raise ValueError("no")
     assert not [file for file in path.rglob("*") if file.is_file()]
     check_directory(path)
+
+
+def test_a_shard_is_full_by_rows_or_by_bytes(tmp_path, monkeypatch):
+    """Rows may be large: what waits for a commit must not outgrow memory."""
+    about = header(40, 8, ["de"] * 40)
+    create_store(tmp_path / "s", about)
+    directions = random_rows(40, 8)
+
+    def rows_until_full() -> int:
+        writer = ShardWriter(tmp_path / "s", about)
+        for row in range(40):
+            writer.append(columns([row], directions, np.ones(40), np.zeros(40)))
+            if writer.full:
+                writer.commit()
+                assert not writer.full and len(writer) == 0
+                return row + 1
+        return 0
+
+    assert rows_until_full() == 0
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 7)
+    assert rows_until_full() == 7
+    one = sum(part.nbytes for part in columns([0], directions, np.ones(40), np.zeros(40)).values())
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 3 * one)
+    assert rows_until_full() == 3

@@ -21,7 +21,7 @@ FLOAT32_TOLERANCE = 1e-5
 PADDING_FACTOR = 3.0
 ROUNDING_FACTOR = 8.0
 BATCH_TOLERANCE, HALF_BATCH_TOLERANCE = 1e-4, 0.25
-"""Wrong rows are off by about 1. In half precision a token may choose another expert by rounding."""
+"""Wrong rows are off by about 1. In half precision a token may choose other experts by rounding."""
 
 PADDING = 16
 LENGTHS = (24, 20, 13)  # of prompt, chosen, rejected

@@ -138,7 +138,7 @@ class PairForward:
         def head(states: Tensor) -> Tensor:
             stand_in.states = states[None]
             logits: Tensor = self._model(input_ids=token, use_cache=False).logits
-            return logits[0]
+            return logits.flatten(0, 1)  # no index: its gradient would be a table of zeros
 
         setattr(self._parent, self._name, stand_in)
         try:

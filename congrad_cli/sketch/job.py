@@ -31,7 +31,7 @@ from congrad_cli.sketch.pairs import (
     tokenize,
 )
 from congrad_cli.sketch.uses import MixedRowsError
-from congrad_cli.store import SHARD_ROWS, SHARD_SECONDS, ShardWriter
+from congrad_cli.store import SHARD_SECONDS, ShardWriter
 from congrad_cli.tensors import Arrays
 
 
@@ -87,7 +87,7 @@ class SketchJob:
                 self.progress.step(f"pairs without a sketch: {codes}; see the store's skipped/")
 
     def _commit_when_due(self) -> None:
-        if len(self.writer) >= SHARD_ROWS or time.monotonic() - self.committed > SHARD_SECONDS:
+        if self.writer.full or time.monotonic() - self.committed > SHARD_SECONDS:
             self.writer.commit()
             self.committed = time.monotonic()
 

@@ -74,9 +74,12 @@ def random_pairs(count: int, vocabulary: int) -> list[TokenizedPair]:
     ]  # fmt: skip
 
 
+@cache
 def sketcher(model: Any, leading: int, width: int) -> PairSketcher:
-    """Our sketch with k = ``leading``, r = ``width``; with width 0 the rows alone."""
-    use_shared_rows(model)
+    """Our sketch with k = ``leading``, r = ``width``; with width 0 the rows alone.
+
+    One for all rounds: it draws its projections when it first needs them.
+    """
     if not width:
         return PairSketcher(model, {}, Projection(8192, 8, 0))
     layers = choose_layers(all_layers(model), "blocks")
@@ -104,6 +107,7 @@ class Variants:
     @contextmanager
     def sketch(self, leading: int, width: int) -> Iterator[Work]:
         """Shared rows with the sketch, or with width 0 without."""
+        use_shared_rows(self.model)
         with sketcher(self.model, leading, width) as one:
             yield lambda: [one.sketch(batch) for batch in self.shared]
 

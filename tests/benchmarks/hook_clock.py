@@ -1,4 +1,4 @@
-"""CPU time inside the hooks that a context sets; no script, ``cost.py`` uses it.
+"""CPU time of the sketch inside the pass it belongs to; no script, ``cost.py`` uses it.
 
 Two runs minutes apart meet different machines. A hook and the layer beside it meet the same one, so
 the share of a pass that its hooks take is known far better than the ratio of two passes. What it
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from congrad_cli.sketch.gradients import SketchCapture
 
 
 class HookClock:
@@ -31,20 +33,13 @@ class HookClock:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Hooks that are set inside are timed whenever they run."""
-        places = [(torch.nn.Module, "register_forward_hook"),
-                  (torch.nn.Module, "register_forward_pre_hook"),
-                  (torch.Tensor, "register_hook")]
+        """What the sketch does inside a pass is timed: hearing of uses, and its hooks."""
+        places = [(SketchCapture, "used"), (torch.Tensor, "register_hook")]
         before = [getattr(owner, name) for owner, name in places]
-        for (owner, name), original in zip(places, before, strict=True):
-            setattr(owner, name, self._setter(original))
+        SketchCapture.used = self._wrap(before[0])
+        torch.Tensor.register_hook = lambda tensor, hook: before[1](tensor, self._wrap(hook))
         try:
             yield
         finally:
             for (owner, name), original in zip(places, before, strict=True):
                 setattr(owner, name, original)
-
-    def _setter(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda owner, hook, *rest, **named: original(
-            owner, self._wrap(hook), *rest, **named
-        )
