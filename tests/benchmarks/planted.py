@@ -20,7 +20,7 @@ from congrad_cli.demo import auroc
 from congrad_cli.direction import read_consensus
 from congrad_cli.filter.scores import pair_scores
 from congrad_cli.settings import (
-    STORE_DTYPES,
+    ROW_SIZES,
     ConsensusSettings,
     RecordSettings,
     SketchSettings,
@@ -35,14 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--store-dtype", choices=STORE_DTYPES, default="float16")
+    parser.add_argument("--row-size", choices=ROW_SIZES, default="16k")
     parser.add_argument("--data", type=Path, default=Path("sample_data/preferences.jsonl"))
     args = parser.parse_args()
     from congrad_cli.sketch.run import run as sketch
 
     progress = TerminalProgress(quiet=False)
-    settings = SketchSettings(model=args.model, device="cpu", threads=1,
-                              store_dtype=args.store_dtype)
+    dim, code = ROW_SIZES[args.row_size]
+    settings = SketchSettings(model=args.model, device="cpu", threads=1, dim=dim, store_dtype=code)
     index = index_data([(args.data.name, args.data)], RecordSettings())
     store_path = sketch(index, args.store, settings, progress)
     store = GradientStore.open(store_path)
