@@ -52,4 +52,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the host or of a device (torch says it in several ways)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return any(text in said for text in OUT_OF_MEMORY)
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed")

@@ -18,8 +18,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
 
 SHARD_ROWS, SHARD_BYTES = 8192, 1 << 25
 SHARD_SECONDS = 60.0
+OPEN_FILES, BLOCK_NUMBERS = 4, 1 << 25
 OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
 
 
@@ -164,10 +166,18 @@ class Block:
 
 
 class GradientStore:
-    """Reads a store: memory maps only, so memory does not grow with the number of pairs."""
+    """Reads a store. The rows themselves stay on the disk: memory holds their other columns only.
 
-    def __init__(self, path: Path, header: StoreHeader, shards: list[Arrays]) -> None:
-        self.path, self.header, self._shards = path, header, shards
+    ``shards`` are the columns of every shard, without the coded rows where ``files`` are given.
+    Files are opened when rows of theirs are read, and few at a time: a store may have more of
+    them than a process may have open.
+    """
+
+    def __init__(
+        self, path: Path, header: StoreHeader, shards: list[Arrays], files: Sequence[Path] = ()
+    ) -> None:
+        self.path, self.header, self._shards, self._files = path, header, shards, files
+        self._mapped = lru_cache(OPEN_FILES)(map_arrays)
         rows = [shard["row"] for shard in shards]
         self.row = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         self._order = np.argsort(self.row, kind="stable")
@@ -180,8 +190,8 @@ class GradientStore:
     def open(path: Path) -> "GradientStore":
         """Open a store and check that its shards are what its header says."""
         header = read_header(path)
-        shards = [_open_shard(file, header) for file in shard_files(path)]
-        store = GradientStore(path, header, shards)
+        files = shard_files(path)
+        store = GradientStore(path, header, [_open_shard(file, header) for file in files], files)
         if len(store.row) and (
             store.row[0] < 0 or store.row[-1] >= header.rows or (np.diff(store.row) == 0).any()
         ):
@@ -197,10 +207,7 @@ class GradientStore:
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of all rows, in row order."""
-        if not self._shards:
-            kind, tail = shard_columns(self.header)[name]
-            return np.zeros((0, *tail), kind)
-        return np.concatenate([shard[name] for shard in self._shards])[self._order]
+        return self._gather(name, self._order)
 
     def blocks(self, rows: int = 1024) -> Iterator[Block]:
         """The store's rows in row order, decoded, ``rows`` at a time."""
@@ -222,12 +229,15 @@ class GradientStore:
         return codec.decode(arrays)
 
     def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
-        first = self._shards[0][name]
-        result = np.empty((len(index), *first.shape[1:]), first.dtype)
+        kind, tail = shard_columns(self.header)[name]
+        result: NDArray[Any] = np.empty((len(index), *tail), kind)
         shard_of = self._shard_of[index]
         for shard in np.unique(shard_of):
             here = shard_of == shard
-            result[here] = self._shards[shard][name][self._offset[index[here]]]
+            columns = self._shards[shard]
+            if name not in columns:
+                columns = self._mapped(self._files[shard])[0]
+            result[here] = columns[name][self._offset[index[here]]]
         return result
 
     def skipped(self) -> list[dict[str, Any]]:
@@ -285,7 +295,8 @@ def _open_shard(path: Path, header: StoreHeader) -> Arrays:
     groups = arrays["group"]
     if count and (groups.min() < 0 or groups.max() >= len(header.groups)):
         raise StoreError(f"{path}: group numbers out of range.")
-    return arrays
+    coded = header.codec.columns()
+    return {name: np.array(arrays[name]) for name in columns if name not in coded}
 
 
 class ShardWriter:

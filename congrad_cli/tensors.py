@@ -1,5 +1,6 @@
 """Tensors in files: deterministic safetensors bytes, durable commits, checked memory maps."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ _DTYPES = {
     "I8": np.int8, "U8": np.uint8,
 }  # fmt: skip
 _MAX_HEADER = 1 << 24
+
+NO_RESOURCES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the machine lacks, and no fault of a file."""
 
 
 def commit_file(path: Path, data: bytes) -> None:
@@ -88,6 +92,8 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             name: _map_tensor(path, entry, 8 + size, length) for name, entry in header.items()
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+            raise
         raise StoreError(f"{path}: damaged or not of a store ({error}).") from error
     return arrays, metadata
 

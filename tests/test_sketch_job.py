@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 from zoo import build, zoo
 
-from congrad_cli.errors import NumericsError
+from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Silent
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch import run as sketching
@@ -216,3 +216,14 @@ def test_the_budget_fits_into_the_free_memory(slope: int, fixed: int) -> None:
         assert fixed + budget * slope <= SHARE * free
     if 1024 < budget < 65536:
         assert fixed + 2 * budget * slope > SHARE * free
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+     "MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory: you tried"],
+)  # fmt: skip
+def test_memory_that_ran_out_is_known_by_its_texts(text: str) -> None:
+    assert out_of_memory(RuntimeError(text))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
+    assert not out_of_memory(ValueError(text))

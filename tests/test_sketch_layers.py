@@ -372,3 +372,159 @@ def test_an_adapter_that_does_not_fit_is_a_model_error(tmp_path: Path) -> None:
     source = find_model(str(tmp_path / "base"), adapter=str(tmp_path))
     with pytest.raises(ModelError, match=r"--adapter .* does not fit"):
         load_model(source, torch.device("cpu"), torch.float32)
+
+
+class ByTranspose(nn.Linear):
+    """A linear layer as Falcon writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Halves(nn.Linear):
+    """A linear layer that takes its weight apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.weight.chunk(2)
+        return torch.cat([x @ first.T, x @ second.T], -1)
+
+
+class OnConstants(nn.Linear):
+    """A linear layer that is also used on numbers which hang on nothing learned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steady = torch.ones(*x.shape[:-1], self.in_features)
+        return super().forward(x) + torch.tanh(super().forward(steady))
+
+
+def with_up_projection(kind: type[nn.Linear]) -> Any:
+    model = build(zoo(VOCABULARY)["llama"])
+    for block in model.model.layers:
+        old, block.mlp.up_proj = block.mlp.up_proj, kind(32, 48, bias=False)
+        block.mlp.up_proj.weight = old.weight
+    use_shared_rows(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", [ByTranspose, OnConstants])
+def test_unusual_linear_layers_equal_autograd(kind: type[nn.Linear]) -> None:
+    model = with_up_projection(kind)
+    layers = choose_layers(all_layers(model), "blocks")
+    scheme = projection_of(model, layers)
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+def test_a_weight_that_is_taken_apart_is_refused() -> None:
+    model = with_up_projection(Halves)
+    layers = choose_layers(all_layers(model), "blocks")
+    with pytest.raises(ModelError, match=r"up_proj\.weight cannot be sketched: .*in chunk"):
+        sketches(model, layers, Projection(256, 8, 0), shared=False)
+
+
+def test_vectors_that_two_modules_share_are_heard_in_both() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    first, second = model.model.layers
+    second.input_layernorm.weight = first.input_layernorm.weight
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "*.input_layernorm")
+    assert len(layers) == 1
+    scheme = projection_of(model, layers)
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+class ReadsChild(nn.Module):
+    """Uses a bias that another module owns."""
+
+    def __init__(self, child: nn.Linear) -> None:
+        super().__init__()
+        self.child = child
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.child.weight, self.child.bias)
+
+
+def test_a_vector_used_outside_its_module_is_refused() -> None:
+    model = build(zoo(VOCABULARY)["phi"])
+    block = model.model.layers[0]
+    block.mlp.fc1 = ReadsChild(block.mlp.fc1)
+    layers = choose_layers(all_layers(model), "all")
+    with pytest.raises(ModelError, match=r"fc1\.child\.bias cannot be sketched: .*outside"):
+        sketches(model, layers, Projection(256, 8, 0), shared=False)
+
+
+def test_the_padding_tokens_line_has_no_gradient_as_in_training() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    padding = random_pairs(4)[1].prompt[0]
+    model.model.embed_tokens.padding_idx = padding
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "model.embed_tokens")
+    scheme = projection_of(model, layers)
+    rows = sketches(model, layers, scheme, shared=True)
+    assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+def test_norms_with_a_scale_per_head_are_no_linears() -> None:
+    config = zoo(VOCABULARY)["cohere"]
+    config.use_qk_norm = True
+    model = build(config)
+    use_shared_rows(model)
+    layers = choose_layers(all_layers(model), "blocks")
+    assert not any("norm" in name for name in layers)
+    scheme = projection_of(model, layers)
+    assert worst_error(sketches(model, layers, scheme, shared=True), model, layers, scheme) < 1e-4
+
+
+def test_falcon_and_llama_4_and_their_kind_are_sketched() -> None:
+    from transformers import FalconConfig, Llama4TextConfig
+
+    falcon = FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    llama4 = Llama4TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
+        pad_token_id=0, bos_token_id=0, eos_token_id=1, head_dim=8,
+        interleave_moe_layer_step=3,
+    )  # fmt: skip
+    for config in (falcon, llama4):
+        model = build(config)
+        layers = choose_layers(all_layers(model), "blocks")
+        scheme = projection_of(model, layers)
+        rows = sketches(model, layers, scheme, shared=False)
+        assert worst_error(rows, model, layers, scheme) < 1e-4
+
+
+def test_checkpointing_gives_blocks_their_own_forward_back() -> None:
+    """accelerate puts a forward of its own on every block."""
+    model = build(zoo(VOCABULARY)["llama"])
+    use_shared_rows(model)
+    block, calls = model.model.layers[0], []
+    plain = block.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return plain(*args, **kwargs)
+
+    block.forward = counted
+    layers = choose_layers(all_layers(model), "blocks")
+    with PairSketcher(model, layers, Projection(256, 8, 0), checkpointing=True) as sketcher:
+        for _ in range(2):
+            before = len(calls)
+            sketcher.sketch(batch_pairs(random_pairs(2), 0, shared=True))
+            assert len(calls) == before + 2  # once, and once more in the backward
+    assert block.forward is counted
+
+
+def test_embeddings_are_sketched_the_same_with_several_threads() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    layers = choose_layers(all_layers(model), "model.embed_tokens")
+    batch = batch_pairs(random_pairs(4), 0, shared=False)
+    torch.set_num_threads(2)
+    try:
+        with PairSketcher(model, layers, Projection(256, 8, 0)) as sketcher:
+            first, *others = (sketcher.sketch(batch).sketch for _ in range(8))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(first, other) for other in others)

@@ -1,10 +1,13 @@
 """The store's files: whole or not there, the same bytes twice, and nothing believed unchecked."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -603,3 +606,33 @@ def test_a_shard_is_full_by_rows_or_by_bytes(tmp_path, monkeypatch):
     one = sum(part.nbytes for part in columns([0], directions, np.ones(40), np.zeros(40)).values())
     monkeypatch.setattr(store_module, "SHARD_BYTES", 3 * one)
     assert rows_until_full() == 3
+
+
+OPEN_MANY = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from congrad_cli.store import GradientStore
+store = GradientStore.open(Path(sys.argv[1]))
+print(sum(len(block.direction) for block in store.blocks(7)), store.column("norm").sum())
+"""
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open_files(make_store):
+    directions = random_rows(90, 8)
+    path = make_store(directions, groups=["de"] * 90, shards=[[row] for row in range(90)])
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_MANY, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["90", "90.0"], done.stderr
+
+
+def test_a_machine_without_resources_is_not_a_damaged_store(make_store, monkeypatch):
+    path = make_store(random_rows(3, 8))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        map_arrays(next((path / "shards").iterdir()))

@@ -1,15 +1,14 @@
 """How many tokens a batch may hold."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
+from congrad_cli.errors import out_of_memory
 from congrad_cli.sketch.check import probe
+from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.pairs import batch_pairs
-
-if TYPE_CHECKING:
-    from congrad_cli.sketch.gradients import PairSketcher
+from congrad_cli.sketch.uses import MixedRowsError
 
 CPU_TOKENS = 2048
 """On a CPU more gains nothing: the products are large enough, and caches are not."""
@@ -22,7 +21,7 @@ ROWS = (2, 8)
 """The probe runs with so many rows."""
 
 
-def batch_tokens(sketcher: "PairSketcher", shared: bool) -> int:
+def batch_tokens(sketcher: PairSketcher, shared: bool) -> int:
     """The budget for this model on its device: measured on CUDA, fixed elsewhere."""
     device = sketcher.device
     if device.type != "cuda":
@@ -36,10 +35,17 @@ def batch_tokens(sketcher: "PairSketcher", shared: bool) -> int:
         sketcher.sketch(batch_pairs([pair] * rows, 0, shared).to(device))
         return torch.cuda.max_memory_allocated(device) - before
 
-    peak(ROWS[0])  # the first run also pays for what stays: projections, workspaces
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0]
-    return fit_tokens(peak, pair.length if shared else 2 * pair.length, free)
+    try:
+        peak(ROWS[0])  # the first run also pays for what stays: projections, workspaces
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
+        return fit_tokens(peak, pair.length if shared else 2 * pair.length, free)
+    except MixedRowsError:
+        return LEAST  # the job finds it too, and goes on one pair at a time
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return LEAST
 
 
 def fit_tokens(peak: Callable[[int], int], tokens: int, free: int) -> int:

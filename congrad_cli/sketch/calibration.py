@@ -72,7 +72,7 @@ class _Directions:
         """Of all experts' inputs together."""
         self.used(layer, x, output)
 
-    def looked_up(self, layer: Layer, ids: Tensor, output: Tensor) -> None:
+    def looked_up(self, layer: Layer, ids: Tensor, output: Tensor, padding: int | None) -> None:
         """Tokens are no directions."""
 
     def row_vector(self, layer: Layer) -> Tensor:

@@ -69,36 +69,47 @@ def check_batches(model: Any, layers: Mapping[str, Layer], projection: Projectio
     Or where a vector is used as neither a bias nor a scale, so that one copy of it per row breaks
     the model's code; the first of its kind is named.
     """
-    trouble = _batch_trouble(model, layers, projection)
+    trouble, norm = _batch_trouble(model, layers, projection, None)
     if trouble is None:
         return
     kinds = {_kind(name): layer for name, layer in layers.items() if layer.kind == "vector"}
     for layer in kinds.values():
-        if found := _batch_trouble(model, {layer.name: layer}, projection):
+        found, _ = _batch_trouble(model, {layer.name: layer}, projection, norm)
+        if found:
             raise cannot_sketch(layer.name, found)
-    raise ModelError(f"this model cannot be sketched: {trouble}.")
+    raise ModelError(
+        f"this model cannot be sketched: {trouble}.",
+        "a half-precision model may overflow: try --dtype float32",
+    )
 
 
 def _batch_trouble(
-    model: Any, layers: Mapping[str, Layer], projection: Projection
-) -> str | None:
+    model: Any, layers: Mapping[str, Layer], projection: Projection, norm: float | None
+) -> tuple[str | None, float | None]:
+    """What is wrong, if anything; and the length of the pair's sketch, which differences are
+    relative to (one layer's own gradient may be nothing but rounding)."""
     with PairSketcher(model, layers, projection) as sketcher:
         pair, other = (probe(sketcher.vocabulary, name) for name in ("tokens", "company"))
         try:
             alone = _sketch(sketcher, [pair], shared=False)
             both = _sketch(sketcher, [pair, other], shared=False)
         except MixedRowsError:
-            return None  # known, and sketched one pair at a time
+            return None, None  # known, and sketched one pair at a time
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if out_of_memory(error):
                 raise
-            return f"the model cannot take one copy of it per row ({str(error).splitlines()[0]})"
-        first = BatchSketch(both.sketch[:1], both.logp[:1], both.weighted_logp[:1])
-        exact = sketcher.dtype == torch.float32
-    difference = _distance(first, alone)
-    if difference <= (BATCH_TOLERANCE if exact else HALF_BATCH_TOLERANCE):
-        return None
-    return f"a row changes with the batch it is in, by {difference:.1e}"
+            said = str(error).splitlines()[0]
+            return f"the model cannot take one copy of it per row ({said})", norm
+        tolerance = (
+            BATCH_TOLERANCE if sketcher.dtype == torch.float32 else HALF_BATCH_TOLERANCE
+        )
+    length = float(alone.sketch.norm())
+    difference = float((both.sketch[:1] - alone.sketch).norm()) / (norm or length)
+    if not math.isfinite(difference):
+        return "its gradients are not finite", norm
+    if difference <= tolerance:
+        return None, length
+    return f"a row changes with the batch it is in, by {difference:.1e}", length
 
 
 def without_peers(silent: set[str], heard: set[str]) -> list[str]:

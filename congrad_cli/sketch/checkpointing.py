@@ -27,13 +27,17 @@ def outer_blocks(model: nn.Module) -> list[nn.Module]:
 def checkpointed(model: nn.Module, replay: Replay) -> Iterator[None]:
     """Inside, every block is checkpointed; what is computed again is so inside ``replay``."""
     blocks = outer_blocks(model)
+    before = [vars(block).get("forward") for block in blocks]  # accelerate puts its own there
     for block in blocks:
         block.forward = partial(_run, block.forward, replay)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _run(forward: Callable[..., Any], replay: Replay, *args: Any, **kwargs: Any) -> Any:

@@ -46,9 +46,9 @@ def _each_expert(module: Any, name: str, x: Tensor, token: Tensor, counts: list[
             for e, part in enumerate(torch.split(x, counts)) if len(part)
         ])  # fmt: skip
     uses = watching()
-    layer = uses.matrix(weight) if uses is not None else None
+    layer = uses.layer_of(weight) if uses is not None else None
     if uses is not None and layer is not None:
-        uses.listener.selected(layer, x, output, token, counts)
+        uses.tell_selection(layer, x, output, token, counts)
     return output
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from congrad_cli.errors import ModelError
 from congrad_cli.sketch import long_rows
 from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED, shared_rows
 from congrad_cli.sketch.pairs import PairBatch
@@ -21,7 +22,7 @@ class PairForward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._body: nn.Module = model.get_decoder()
+        self._body = _body_of(model)
         names = [name for name, part in model.named_modules() if part is self._body]
         self._parent, self._name = model, names[0]
         if "." in self._name:
@@ -92,7 +93,7 @@ class PairForward:
         The head runs on response positions only, in chunks, so that no [B, T, V] table exists;
         on each inside ``watch``.
         """
-        logp = torch.empty(len(states), device=states.device)
+        logp = torch.empty(len(states), device=batch.sides.device)
         gradient = torch.empty_like(states)
         pull = batch.weights * (1.0 - 2.0 * (batch.sides % 2))  # chosen +, rejected -
         with self._head() as head:
@@ -110,7 +111,7 @@ class PairForward:
     def log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Summed and weighted log-probabilities of both answers, [n, 2] each; no gradient."""
         states = self.states(batch)
-        logp = torch.empty(len(states), device=states.device)
+        logp = torch.empty(len(states), device=batch.sides.device)
         with self._head() as head:
             for part in self._chunks(states):
                 logp[part] = target_log_prob(head(states[part]), batch.targets[part])
@@ -132,8 +133,8 @@ class PairForward:
         The model's forward is run with its body replaced by one that returns the given states:
         scales, soft caps and biases are then the model's, in every architecture.
         """
-        stand_in = _StandIn()
-        token = torch.zeros(1, 1, dtype=torch.long)
+        stand_in = _StandIn(self._body)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
 
         def head(states: Tensor) -> Tensor:
             stand_in.states = states[None]
@@ -145,6 +146,14 @@ class PairForward:
             yield head
         finally:
             setattr(self._parent, self._name, self._body)
+
+
+def _body_of(model: Any) -> nn.Module:
+    """What makes hidden states of tokens; some models call themselves their decoder."""
+    for body in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
+        if isinstance(body, nn.Module) and body is not model:
+            return body
+    raise ModelError(f"{type(model).__name__} has no body apart from its head.")
 
 
 def target_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
@@ -182,6 +191,13 @@ class _StandIn(nn.Module):
     """Stands in for the model's body and answers with the states it was given."""
 
     states: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_body"] = body  # no submodule: it is asked for what heads read from it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_body"], name)
 
     def forward(self, *_: Any, **__: Any) -> "_BodyOutput":
         return _BodyOutput(self.states)

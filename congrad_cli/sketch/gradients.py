@@ -1,11 +1,11 @@
 """Per-pair gradients of a batch in one forward and one backward, sketched layer by layer.
 
 For pair i the objective is ``log pi(chosen | prompt) - log pi(rejected | prompt)``, its tokens
-weighted as the batch says; the gradient of that is u_i. The
-weights are frozen; gradients flow through activations only. Wherever a sketched weight is used,
-``a R`` (q numbers a token, the layer's input is not kept) is formed at once, and a hook on the
-output's gradient forms the pair's ``Y = (a R)^T delta`` and folds it. Rows of a batch do not mix,
-so one batched product separates the pairs exactly.
+weighted as the batch says; the gradient of that is u_i. The weights are frozen; gradients flow
+through activations only. Wherever a sketched weight is used, ``a R`` (q numbers a token, the
+layer's input is not kept) is formed at once, and a hook on the output's gradient forms the pair's
+``Y = (a R)^T delta`` and folds it. Rows of a batch do not mix, so one batched product separates
+the pairs exactly.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,8 +88,10 @@ class SketchCapture:
 
         output.register_hook(take)  # type: ignore[no-untyped-call]
 
-    def looked_up(self, layer: Layer, ids: Tensor, output: Tensor) -> None:
+    def looked_up(self, layer: Layer, ids: Tensor, output: Tensor, padding: int | None) -> None:
         """An embedding: its gradient has one line per token, the output's gradient there."""
+        if not output.requires_grad:
+            return
         self._check_finite(layer, output)
         rows = self.rows
         scheme = self._scheme(layer, output)
@@ -97,6 +99,8 @@ class SketchCapture:
 
         def take(gradient: Tensor) -> None:
             projected = scheme.project_inputs(rows.split(gradient, layer.name))  # [B, n, q]
+            if padding is not None:
+                projected = projected * (columns != padding)[..., None]
             self.heard.add(layer.name)
             self._check_finite(layer, gradient)
             there = self._sums.random.device

@@ -163,11 +163,12 @@ class SketchJob:
     def _arrays(self, batch: list[TokenizedPair], shared: bool) -> Arrays:
         """The shard's columns for the pairs of one batch that have a sketch."""
         result = self.sketcher.sketch(self._lay_out(batch, shared))
-        arrays = self._rows(batch, result)
-        if self.writer.header.optional:
-            arrays |= self._optional(batch, result, shared)
+        optional = self._optional(batch, result, shared)
         fine = self._without_broken(batch, result, shared)
-        return {name: array[fine] for name, array in arrays.items()}
+        return {
+            **self._rows(batch, result, fine),
+            **{name: array[fine] for name, array in optional.items()},
+        }
 
     def _lay_out(self, batch: list[TokenizedPair], shared: bool) -> PairBatch:
         weighting = self.settings.token_weighting
@@ -185,6 +186,7 @@ class SketchJob:
         norm = torch.linalg.vector_norm(result.sketch, dim=1)
         finite = (norm.isfinite() & result.logp.isfinite().all(1)).cpu().numpy()
         zero = finite & (norm == 0).cpu().numpy()
+        skips = []
         for place in np.flatnonzero(~finite | zero).tolist():
             pair = batch[place]
             if zero[place]:
@@ -200,23 +202,29 @@ class SketchJob:
                     "a half-precision model may overflow here: try --dtype float32",
                     "or pass --bad-records skip: such pairs are counted and left out",
                 )
-            if not self.done[pair.record.row]:
+            skips.append(skip)
+        for skip in skips:  # now that nothing can fail any more: a batch that fails comes again
+            if not self.done[skip.record.row]:
                 self._skip(skip)
                 self.progress.advance(-1)  # the batch counts it as well
         fine: NDArray[np.bool_] = finite & ~zero
         return fine
 
-    def _rows(self, batch: list[TokenizedPair], result: BatchSketch) -> Arrays:
-        """The columns that every shard has."""
-        norm = torch.linalg.vector_norm(result.sketch, dim=1)  # [n]
-        rows = np.array([pair.record.row for pair in batch])
-        tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in batch]
+    def _rows(
+        self, batch: list[TokenizedPair], result: BatchSketch, fine: NDArray[np.bool_]
+    ) -> Arrays:
+        """The columns that every shard has, of the ``fine`` pairs, [n]."""
+        sketch = result.sketch.cpu()[torch.from_numpy(fine)]
+        norm = torch.linalg.vector_norm(sketch, dim=1)
+        pairs = [batch[place] for place in np.flatnonzero(fine)]
+        rows = np.array([pair.record.row for pair in pairs], np.int64)
+        tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs]
         return {
-            "row": rows.astype(np.int64),
-            **self.writer.header.codec.encode((result.sketch / norm[:, None]).cpu().numpy()),
-            "norm": norm.cpu().numpy(),
-            "logp": result.logp.cpu().numpy(),
-            "tokens": np.array(tokens, np.int32),
+            "row": rows,
+            **self.writer.header.codec.encode((sketch / norm[:, None]).numpy()),
+            "norm": norm.numpy(),
+            "logp": result.logp.cpu().numpy()[fine],
+            "tokens": np.array(tokens, np.int32).reshape(-1, 3),
             "group": self.index.group[rows],
             "digest": self.index.digest[rows],
         }

@@ -14,7 +14,7 @@ other     anything else (convolutions, states): can be left out, not sketched
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Layer:
     inputs: int = 1
     experts: int = 1
     in_block: bool = False
+    owners: tuple[tuple[nn.Module, str], ...] = ()  # all modules and names that hold it
 
     @property
     def weight(self) -> Tensor:
@@ -63,7 +64,7 @@ def all_layers(model: nn.Module, adapter: bool = False) -> dict[str, Layer]:
     tuned = {id(weight) for weight in model.parameters() if weight.requires_grad}
     found = {}
     for layer in _every_layer(model, blocks):
-        if not adapter or id(layer.weight) in tuned:
+        if not adapter or (layer.kind != "packed" and id(layer.weight) in tuned):
             found[layer.name] = layer
     return found
 
@@ -76,12 +77,17 @@ def _every_layer(model: nn.Module, blocks: list[str]) -> Iterator[Layer]:
             inside = any(prefix.startswith(block) for block in blocks)
             yield Layer(f"{prefix}.weight", "packed", module, "weight",
                         int(module.out_features), int(module.in_features), in_block=inside)
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        prefix, _, attribute = name.rpartition(".")
+        owners.setdefault(id(weight), []).append((model.get_submodule(prefix), attribute))
     for name, weight in model.named_parameters():
         prefix, _, attribute = name.rpartition(".")
         if prefix in packed and attribute == "weight":
             continue
         inside = any(name.startswith(block) for block in blocks)
-        yield _layer(name, model.get_submodule(prefix), attribute, weight, inside)
+        layer = _layer(name, model.get_submodule(prefix), attribute, weight, inside)
+        yield replace(layer, owners=tuple(owners[id(weight)]))
 
 
 def _is_packed(module: nn.Module) -> bool:
@@ -100,7 +106,9 @@ def _layer(
     shape = tuple(weight.shape)
     if not weight.is_floating_point():
         return Layer(name, "other", module, attribute, weight.numel(), in_block=inside)
-    if len(shape) == 1:
+    beside = getattr(module, "weight", None)
+    of_convolution = isinstance(beside, Tensor) and beside.dim() > 2
+    if len(shape) == 1 and not of_convolution:
         return Layer(name, "vector", module, attribute, shape[0], in_block=inside)
     stack = hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")  # fused experts
     if len(shape) == 2 and not stack:
@@ -116,7 +124,8 @@ def _layer(
 def is_block_linear(layer: Layer) -> bool:
     """Whether ``blocks`` means this layer: a linear map inside a member of a module list."""
     plain = layer.kind == "matrix" and layer.attribute == "weight"
-    linear = plain and not isinstance(layer.module, nn.Embedding)
+    norm = "norm" in type(layer.module).__name__.lower()  # some hold one scale per head
+    linear = plain and not norm and not isinstance(layer.module, nn.Embedding)
     return layer.in_block and (linear or layer.kind in ("experts", "packed"))
 
 

@@ -109,9 +109,12 @@ class Fold:
         bucket = place % self.buckets + shifts[place // self.buckets]  # [B, n]
         row = torch.arange(len(y), device=y.device)[:, None, None]
         line = torch.arange(len(self.signs), device=y.device)
-        values = y * self.signs.T[place]  # [B, n, lines]
-        where = (row, line, bucket[..., None])
-        total.index_put_(where, values, accumulate=True)
+        values = (y * self.signs.T[place]).flatten()  # [B * n * lines]
+        where = ((row * len(line) + line) * 2 * self.buckets + bucket[..., None]).flatten()
+        if total.is_cuda:
+            total.view(-1).index_put_((where,), values, accumulate=True)  # it sorts first
+        else:
+            total.view(-1).index_add_(0, where, values)  # one thread, in order
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     if found is not None:
         create_store(store, replace(header, width=found.width))
         write_start(store, found)
-    start = read_start(store, layers)
+    start = read_start(store, layers, read_header(store).width)
     shared = settings.share_prompt and start.layout.agree
     if settings.share_prompt and not shared:
         progress.warn(start.why_apart())

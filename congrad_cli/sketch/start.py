@@ -26,6 +26,9 @@ from congrad_cli.tensors import commit_file, map_arrays, pack_arrays
 
 FILE = "projection.safetensors"
 
+CHECK_DIM, CHECK_WIDTH = 4096, 8
+"""Of the sketch that the batches are checked with."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -49,9 +52,9 @@ def find_start(
 ) -> Start:
     """Find the directions and compare the layouts; refuses what cannot be sketched."""
     leading = leading_directions(model, layers, settings.leading)
+    check_batches(model, layers, Projection(CHECK_DIM, CHECK_WIDTH, 0, leading))
     width = settings.width or choose_width(model, layers, leading, settings.dim)
     scheme = Projection(settings.dim, width, settings.seed, leading)
-    check_batches(model, layers, scheme)
     with PairSketcher(model, layers, scheme) as sketcher:
         return Start(leading, width, compare_layouts(sketcher, can_share))
 
@@ -69,13 +72,18 @@ def write_start(path: Path, start: Start) -> None:
         commit_file(path / FILE, pack_arrays(arrays, about))
 
 
-def read_start(path: Path, layers: Mapping[str, Layer]) -> Start:
-    """What the store at ``path`` has settled."""
+def read_start(path: Path, layers: Mapping[str, Layer], width: int) -> Start:
+    """What the store at ``path``, whose header says ``width``, has settled."""
     arrays, about = map_arrays(path / FILE)
     leading = {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}
     if not set(leading) <= set(layers) or not {"difference", "tolerance", "width"} <= about.keys():
         raise StoreError(
             f"{path / FILE} belongs to another model.", "pass --overwrite to start anew"
         )
+    if about["width"] != width:
+        raise StoreError(
+            f"{path / FILE} and store.json disagree about the width.",
+            "a run was cut off before its first row: pass --overwrite to start anew",
+        )
     layout = LayoutCheck(float(about["difference"]), float(about["tolerance"]))
-    return Start(leading, int(about["width"]), layout)
+    return Start(leading, width, layout)
