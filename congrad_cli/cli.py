@@ -110,7 +110,7 @@ def sketch(
     revision: options.Revision = None,
     chat_template: options.ChatTemplate = None,
     max_length: options.MaxLength = 1024,
-    row_size: options.RowSize = "16k",
+    row_size: options.RowSize = None,
     dim: options.Dim = None,
     width: options.Width = "auto",
     leading: options.Leading = 8,
@@ -143,8 +143,13 @@ def sketch(
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
     _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     _one_of("--bad-records", bad_records, ("stop", "skip"))
-    _one_of("--row-size", row_size, tuple(ROW_SIZES))
-    best_dim, best_dtype = ROW_SIZES[row_size]
+    if row_size is not None:
+        _one_of("--row-size", row_size, tuple(ROW_SIZES))
+        if dim is not None or store_dtype is not None:
+            raise UsageError(
+                f"--row-size {row_size} sets --dim and --store-dtype.", "pass it or them"
+            )
+    best_dim, best_dtype = ROW_SIZES[row_size or "16k"]
     _one_of("--store-dtype", store_dtype or best_dtype, STORE_DTYPES)
     if language is not None and not language.strip():
         raise UsageError("--language is empty.", 'name one, such as "de"')

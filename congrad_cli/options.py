@@ -36,12 +36,12 @@ MaxLength = Annotated[
     int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
 ]
 RowSize = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="4k|8k|16k",
-                 help="Bytes kept of each gradient: sets --dim and --store-dtype to the best."),
+                 help="Bytes kept of each gradient, in the numbers and code that are best; 16k."),
 ]
 Dim = Annotated[
-    int | None, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient.")
+    int | None, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient; 32768.")
 ]
 Width = Annotated[
     str,

@@ -12,7 +12,7 @@ from typing import Any
 FORMAT = 1
 """Version of the store's layout."""
 
-ROW_SIZES = {"4k": (32768, "1bit"), "8k": (16384, "int4"), "16k": (32768, "int4")}
+ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4")}
 """``--row-size``: the numbers of a sketch and their code that are best for so many bytes a pair."""
 
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")

@@ -75,7 +75,7 @@ def test_batches_checkpointing_and_maps_do_not_change_the_rows(sketch, tmp_path)
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--batch-tokens", "many"), ("--batch-tokens", "0"), ("--width", "-1"),
-     ("--bad-records", "ignore"), ("--dtype", "int8"), ("--row-size", "2k")],
+     ("--bad-records", "ignore"), ("--dtype", "int8")],
 )
 def test_values_that_are_none_are_refused(option, value, sketch):
     done = sketch(option, value)
@@ -92,9 +92,9 @@ def test_the_width_is_chosen_for_the_model(forked_congrad, few, tiny_model, tmp_
 
 @pytest.mark.parametrize(
     ("options", "dim", "code", "size"),
-    [((), 32768, "int4", 16384), (("--row-size", "8k"), 16384, "int4", 8192),
+    [((), 32768, "int4", 16384), (("--row-size", "8k"), 65536, "1bit", 8192),
      (("--row-size", "4k"), 32768, "1bit", 4096),
-     (("--row-size", "4k", "--store-dtype", "int8", "--dim", 4096), 4096, "int8", 4096)],
+     (("--store-dtype", "int8", "--dim", 4096), 4096, "int8", 4096)],
 )  # fmt: skip
 def test_a_row_has_the_size_that_was_asked_for(
     options, dim, code, size, forked_congrad, few, tiny_model, tmp_path
@@ -107,6 +107,13 @@ def test_a_row_has_the_size_that_was_asked_for(
     arrays, _ = map_arrays(next((store / "shards").iterdir()))
     assert arrays["direction"].nbytes == 6 * size
     assert arrays["scale"].nbytes <= 6 * 128
+
+
+@pytest.mark.parametrize("option", [("--dim", 512), ("--store-dtype", "int8")])
+def test_a_size_and_what_makes_it_up_are_not_given_together(option, sketch):
+    done = sketch("--row-size", "4k", *option)
+    assert done.returncode == 2
+    assert b"--row-size 4k sets --dim and --store-dtype" in done.stderr
 
 
 def test_an_adapter_is_sketched_alone(sketch, tiny_model, tmp_path):

@@ -13,7 +13,8 @@ from congrad_cli.sketch.layers import Layer, is_block_linear
 from congrad_cli.sketch.pairs import TokenizedPair
 
 PAIRS = 4
-"""The energy is measured on at most so many pairs of the first batch, the shortest ones."""
+"""The energy is measured on at most so many pairs of the first window, the shortest ones: all
+weights want a gradient there, and memory must not run out for a message."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class SketchJob:
     done: NDArray[np.bool_]  # [N]: rows that need no work
     budget: int  # tokens of a batch; halved where they do not fit
     progress: Progress
-    on_first_batch: Callable[[list[TokenizedPair]], None]
+    on_first_window: Callable[[list[TokenizedPair]], None]
     skipped: Counter[str] = field(default_factory=Counter)  # by code, in this run
     committed: float = field(default_factory=time.monotonic)  # when the last shard was closed
 
@@ -69,13 +69,13 @@ class SketchJob:
             for window in ahead(self._tokenized(windows(records))):
                 for skip in window.skips:
                     self._skip(skip)
+                if fresh and window.pairs:
+                    self.on_first_window(window.pairs)
+                    fresh = False
                 for batch in cut_batches(window.pairs, budget, shared):
                     # Batches are cut from whole windows, so that a resumed run cuts the same.
                     if all(self.done[pair.record.row] for pair in batch):
                         continue
-                    if fresh:
-                        self.on_first_batch(batch)
-                        fresh = False
                     self._work_batch(batch, shared)
                     self.progress.advance(len(batch))
                     self._commit_when_due()

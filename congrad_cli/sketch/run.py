@@ -85,8 +85,8 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
         progress.warn(start.why_apart())
     scheme = projection.Projection(settings.dim, start.width, settings.seed, start.leading)
 
-    def tell_coverage(batch: list[TokenizedPair]) -> None:
-        progress.step(str(measure_coverage(model, everything, layers, batch)))
+    def tell_coverage(pairs: list[TokenizedPair]) -> None:
+        progress.step(str(measure_coverage(model, everything, layers, pairs)))
 
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
