@@ -158,7 +158,7 @@ def plain_states(model: Any, pairs: list[TokenizedPair]) -> Tensor:
         for answer in (pair.chosen, pair.rejected):
             ids = torch.tensor([pair.prompt + answer])
             with torch.no_grad():
-                hidden = model.get_decoder()(input_ids=ids, use_cache=False)[0][0]
+                hidden = model.model(input_ids=ids, use_cache=False)[0][0]
             states.append(hidden[len(pair.prompt) - 1 : -1])
     return torch.cat(states)
 

@@ -68,7 +68,7 @@ def test_weight_times_sketch_is_trls_gradient(
     against = Reference(reference, share_prompt=True).log_probs(batch)
     ratio = (ours.weighted_logp - against).double().numpy()
     margin = ratio[:, 0] - ratio[:, 1]
-    assert (np.abs(margin) > (0.01 if weighting == "mean" else 0.1)).all(), "Delta must matter"
+    assert (np.abs(margin) > (0.01 if weighting == "mean" else 0.05)).all(), "Delta must matter"
     gap = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], np.float64)
     settings = ConsensusSettings(loss=loss, beta=BETA, label_smoothing=0.2)
     weight = loss_weights(margin, gap, settings)
