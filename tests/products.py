@@ -6,8 +6,6 @@ diagonal. Any vector of the method is a combination of rows, so P is all that is
 
 import numpy as np
 
-from congrad_cli.weights import average_coefficients
-
 
 def product_table(store):
     """P of a store's decoded rows."""
@@ -50,8 +48,3 @@ def table_errors(table, *case, **options):
     count = len(table)
     again = np.array([table_scores(table.sum(0) - part, *case, **options) for part in table])
     return np.sqrt((count - 1) * again.var(0))
-
-
-def shares(label, count, settings):
-    """c_i, as the method defines them."""
-    return average_coefficients(label, count, settings)
