@@ -415,10 +415,22 @@ def test_unusual_linear_layers_equal_autograd(kind: type[nn.Linear]) -> None:
     assert worst_error(rows, model, layers, scheme) < 1e-4
 
 
-def test_a_weight_that_is_taken_apart_is_refused() -> None:
-    model = with_up_projection(Halves)
+class TurnedTwice(nn.Linear):
+    """A linear layer whose weight takes the part of its own transpose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * torch.nn.functional.linear(
+            torch.ones(*x.shape[:-1], self.out_features), self.weight.T
+        ).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("kind", "use"), [(Halves, "in chunk"), (TurnedTwice, "transposed")])
+def test_a_weight_that_is_taken_apart_or_turned_is_refused(
+    kind: type[nn.Linear], use: str
+) -> None:
+    model = with_up_projection(kind)
     layers = choose_layers(all_layers(model), "blocks")
-    with pytest.raises(ModelError, match=r"up_proj\.weight cannot be sketched: .*in chunk"):
+    with pytest.raises(ModelError, match=rf"up_proj\.weight cannot be sketched: .*{use}"):
         sketches(model, layers, Projection(256, 8, 0), shared=False)
 
 

@@ -71,12 +71,10 @@ class SketchCapture:
         self._check_finite(layer, output)
         if not output.requires_grad:
             return
-        rows = self.rows
-        scheme = self._scheme(layer, x)
-        with torch.no_grad():
-            projected = scheme.project_inputs(x.detach())  # [..., q]
-            if rows.of_token is None:
-                projected = rows.split(projected, layer.name)  # [B, n, q]
+        rows, scheme = self.rows, self._scheme(layer, x)
+        projected = scheme.project_inputs(x.detach())  # [..., q]
+        if rows.of_token is None:
+            projected = rows.split(projected, layer.name)  # [B, n, q]
 
         def take(gradient: Tensor) -> None:
             delta = gradient.transpose(-1, -2) if tokens_last else gradient
@@ -115,10 +113,8 @@ class SketchCapture:
         self._check_finite(layer, output)
         if not output.requires_grad:
             return
-        rows = self.rows
-        scheme = self._scheme(layer, x)
-        with torch.no_grad():
-            projected = scheme.project_inputs(x.detach())  # [S, q]
+        rows, scheme = self.rows, self._scheme(layer, x)
+        projected = scheme.project_inputs(x.detach())  # [S, q]
         row = token // (rows.tokens // rows.count)  # [S]
 
         def take(gradient: Tensor) -> None:

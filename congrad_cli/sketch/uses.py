@@ -163,9 +163,11 @@ class WeightUses(TorchFunctionMode):
         return result
 
     def layer_of(self, weight: Any) -> Layer | None:
-        """The layer whose weight, or cast weight, this is."""
+        """The layer whose weight, or cast weight, this is; its transpose is refused."""
         seen = self._find(weight)
-        return None if seen is None or seen.turned else seen.layer
+        if seen is not None and seen.turned:
+            raise cannot_sketch(seen.layer.name, "the model uses it transposed")
+        return None if seen is None else seen.layer
 
     def tell(self, layer: Layer, x: Tensor, output: Tensor, tokens_last: bool = False) -> None:
         """Tell the listener of a linear map."""
