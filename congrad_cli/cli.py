@@ -1,28 +1,29 @@
 """The command line: options, exit codes, what goes to which stream. No numerics, no torch."""
 
 import errno
-import math
+import json
 import os
 import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from congrad_cli import __version__, console, options
-from congrad_cli.errors import CongradError, StoreError, UsageError, out_of_memory
+from congrad_cli import __version__, arguments, console, options
+from congrad_cli.errors import CongradError, InputError, UsageError, out_of_memory
 from congrad_cli.settings import (
-    LOSSES,
-    ROW_SIZES,
-    STORE_DTYPES,
     ConsensusSettings,
     FilterSettings,
     RecordSettings,
     SketchSettings,
 )
+
+if TYPE_CHECKING:
+    from congrad_cli.sketch.index import DataIndex
 
 INTERRUPTED, TERMINATED, READER_GONE, NO_RESOURCES = 130, 143, 141, 7
 
@@ -104,12 +105,13 @@ def root(
 
 @app.command()
 def sketch(
-    data: options.SketchData = "-",
+    data: options.SketchData = None,
     model: options.Model = "",
     store: options.Store = None,
     revision: options.Revision = None,
     chat_template: options.ChatTemplate = None,
     max_length: options.MaxLength = 1024,
+    overlong: options.Overlong = "truncate",
     row_size: options.RowSize = None,
     dim: options.Dim = None,
     width: options.Width = "auto",
@@ -127,70 +129,131 @@ def sketch(
     batch_tokens: options.BatchTokens = "auto",
     gradient_checkpointing: options.GradientCheckpointing = False,
     bad_records: options.BadRecords = "stop",
+    max_bad: options.MaxBad = None,
+    rejects: options.Rejects = None,
     threads: options.SketchThreads = None,
     overwrite: options.Overwrite = False,
-    prompt_field: options.PromptField = "prompt",
-    chosen_field: options.ChosenField = "chosen",
-    rejected_field: options.RejectedField = "rejected",
-    language_field: options.LanguageField = None,
+    prompt_field: options.PromptField = None,
+    chosen_field: options.ChosenField = None,
+    rejected_field: options.RejectedField = None,
     id_field: options.IdField = "id",
+    shape: options.ShapeName = None,
+    group_by: options.GroupBy = "language",
+    language_field: options.LanguageField = None,
     language: options.Language = None,
+    languages: options.Languages = None,
+    detect_language: options.DetectLanguage = False,
+    min_confidence: options.MinConfidence = 0.9,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Compress the gradient of every pair into a store; print the store's path."""
     out = console.reserve_stdout()
     if not model:
         raise UsageError("--model is missing.", "congrad sketch data.jsonl --model MODEL")
-    _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
-    _one_of("--bad-records", bad_records, ("stop", "skip"))
-    if row_size is not None:
-        _one_of("--row-size", row_size, tuple(ROW_SIZES))
-        if dim is not None or store_dtype is not None:
-            raise UsageError(
-                f"--row-size {row_size} sets --dim and --store-dtype.", "pass it or them"
-            )
-    best_dim, best_dtype = ROW_SIZES[row_size or "16k"]
-    _one_of("--store-dtype", store_dtype or best_dtype, STORE_DTYPES)
-    if language is not None and not language.strip():
-        raise UsageError("--language is empty.", 'name one, such as "de"')
-    path = _store_for(data, store)
+    if as_json and not dry_run:
+        raise UsageError("--json needs --dry-run.")
+    best_dim, best_dtype = arguments.row_size(row_size, dim, store_dtype)
+    arguments.one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    arguments.one_of("--bad-records", bad_records, ("stop", "skip"))
+    arguments.one_of("--overlong", overlong, ("truncate", "skip", "stop"))
     settings = SketchSettings(
         model=model, revision=revision, chat_template=chat_template, max_length=max_length,
-        dim=dim or best_dim, width=_auto("--width", width), leading=leading, seed=seed,
-        store_dtype=store_dtype or best_dtype, reference=reference,
+        overlong=overlong, dim=dim or best_dim, width=arguments.auto("--width", width),
+        leading=leading, seed=seed, store_dtype=store_dtype or best_dtype, reference=reference,
         token_weighting=token_weighting, layers=layers, adapter=adapter, dtype=dtype,
         share_prompt=share_prompt, device=device, device_map=device_map,
-        batch_tokens=_auto("--batch-tokens", batch_tokens),
+        batch_tokens=arguments.auto("--batch-tokens", batch_tokens),
         gradient_checkpointing=gradient_checkpointing, bad_records=bad_records,
+        max_bad=arguments.most_bad(max_bad, bad_records), rejects=rejects,
         threads=threads, overwrite=overwrite,
     )  # fmt: skip
     fields = RecordSettings(
         prompt_field=prompt_field, chosen_field=chosen_field, rejected_field=rejected_field,
-        language_field=language_field, id_field=id_field, language=language,
+        id_field=id_field, shape=arguments.shape(shape),
+        group_by=arguments.parts("--group-by", group_by), language_field=language_field,
+        language=arguments.language(language), languages=arguments.languages(languages),
+        detect_language=detect_language, min_confidence=min_confidence,
     )  # fmt: skip
+    names = arguments.data_names(data)
     progress = console.TerminalProgress(quiet)
+    _be_calm()
+    if dry_run:
+        _dry_run(names, fields, settings, out if as_json else None, progress)
+        return
+    path = arguments.store_for(names, store)
     from congrad_cli.directory import check_directory, piped_data
 
     check_directory(path)
-    progress.step(f"sketching {'stdin' if data == '-' else data} with {model}")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    piped = piped_data(path, sys.stdin.buffer) if data == "-" else nullcontext(Path(data))
+    piped = piped_data(path, sys.stdin.buffer) if names == ["-"] else nullcontext(None)
     with piped as file:
-        # What needs no torch comes first: a typo should not cost the seconds of its import.
-        from congrad_cli.sketch.index import check_settings, index_data
-        from congrad_cli.sketch.source import find_model
-
-        check_settings(settings)
-        find_model(model, revision, adapter)
-        if reference is not None:
-            find_model(reference)
-        index = index_data([("stdin" if data == "-" else data, file)], fields)
+        index = _read(names, file, fields, settings, progress)
         from congrad_cli.sketch.run import run
 
         run(index, path, settings, progress)
     _print_path(path, out)
+
+
+def _read(
+    names: list[str],
+    piped: Path | None,
+    fields: RecordSettings,
+    settings: SketchSettings,
+    progress: console.TerminalProgress,
+) -> "DataIndex":
+    """The data's index. What needs no torch comes first: a typo should not cost its import."""
+    from congrad_cli.records.damage import DamageLimit
+    from congrad_cli.records.files import find_files
+    from congrad_cli.records.record import DataFile
+    from congrad_cli.sketch.index import check_settings, index_data
+    from congrad_cli.sketch.source import find_model
+
+    check_settings(settings)
+    find_model(settings.model, settings.revision, settings.adapter)
+    if settings.reference is not None:
+        find_model(settings.reference)
+    files = find_files(names) if piped is None else [DataFile("stdin", piped)]
+    progress.step(f"reading {', '.join(file.name for file in files[:3])}"
+                  + (f" and {len(files) - 3} more" if len(files) > 3 else ""))
+    damage = DamageLimit(settings.bad_records == "stop", settings.max_bad)
+    return index_data(files, fields, damage, progress)
+
+
+def _dry_run(
+    names: list[str],
+    fields: RecordSettings,
+    settings: SketchSettings,
+    out: BinaryIO | None,
+    progress: console.TerminalProgress,
+) -> None:
+    """Everything of ``sketch`` that needs no weights; nothing is stored."""
+    from tempfile import TemporaryDirectory
+
+    from congrad_cli.directory import piped_data
+
+    with TemporaryDirectory(prefix="congrad-") as folder:
+        piped = (piped_data(Path(folder), sys.stdin.buffer) if names == ["-"]
+                 else nullcontext(None))
+        with piped as file:
+            patient = replace(settings, bad_records="skip", max_bad=None)
+            index = _read(names, file, fields, patient, progress)
+            from congrad_cli.sketch.dry_run import dry_run
+
+            report = dry_run(index, settings, progress)
+    if out is not None:
+        out.write(json.dumps(report.to_json(), ensure_ascii=False).encode() + b"\n")
+        out.flush()
+    console.show_dry_run(report)
+    if report.refusal:
+        raise InputError(report.refusal)
+
+
+def _be_calm() -> None:
+    """No warnings of libraries, no telemetry, no bars that are not ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @app.command()
@@ -212,11 +275,11 @@ def consensus(
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
     out = console.reserve_stdout()
-    _one_of("--method", method, ("pcgrad", "mean"))
-    _one_of("--average", average, ("mean", "ema"))
-    _one_of("--pair-norm", pair_norm, ("raw", "unit"))
-    _check_loss(loss, length_penalty)
-    path = _store_from(store)
+    arguments.one_of("--method", method, ("pcgrad", "mean"))
+    arguments.one_of("--average", average, ("mean", "ema"))
+    arguments.one_of("--pair-norm", pair_norm, ("raw", "unit"))
+    arguments.check_loss(loss, length_penalty)
+    path = arguments.store_from(store)
     settings = ConsensusSettings(
         method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
         ema_batch=ema_batch, pair_norm=pair_norm, loss=loss, beta=beta,
@@ -253,17 +316,17 @@ def filter_pairs(
     out = console.reserve_stdout()
     if output is not None and str(output) in ("-", "/dev/stdout"):
         output = None  # file descriptor 1 is stderr by now
-    _check_loss(loss, length_penalty)
+    arguments.check_loss(loss, length_penalty)
     settings = FilterSettings(
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
         leave_one_out=leave_one_out, loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
-        data=(data,) if data else (), output=output, dropped=dropped, scores=scores,
+        data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
     )  # fmt: skip
     from congrad_cli.filter.policy import check_rule
 
     check_rule(settings)
-    path = _store_from(store)
+    path = arguments.store_from(store)
     from congrad_cli.filter.run import run
 
     summary = run(path, settings, out, console.TerminalProgress(quiet))
@@ -285,55 +348,6 @@ def demo(
     result = run(pairs, threads, console.TerminalProgress(quiet))
     if not quiet:
         console.show_demo(result)
-
-
-def _check_loss(loss: str | None, length_penalty: float | None) -> None:
-    if loss is not None:
-        _one_of("--loss", loss, LOSSES)
-    if length_penalty is not None and not math.isfinite(length_penalty):
-        raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
-
-
-def _auto(option: str, value: str) -> int | None:
-    """A positive number; None for ``auto``."""
-    if value == "auto":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise UsageError(f"{option} {value}: pass auto or a positive number.")
-    return int(value)
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option} {value}: pass one of {', '.join(allowed)}.")
-
-
-def _store_for(data: str, store: Path | None) -> Path:
-    """Where ``sketch`` writes: --store, else DATA.congrad beside the file."""
-    if data == "-":
-        if sys.stdin.isatty():
-            raise UsageError("no data: name a file, or pipe pairs in.",
-                             "congrad sketch data.jsonl --model MODEL")
-        if store is None:
-            raise UsageError("data from stdin needs --store DIR.",
-                             "cat data.jsonl | congrad sketch - --model MODEL --store DIR")
-        return store.absolute()
-    if store is None and not Path(data).name:
-        raise UsageError(f"'{data}' is no file of pairs.", "name a JSONL file, or - for stdin")
-    return (store or Path(data).with_suffix(".congrad")).absolute()
-
-
-def _store_from(store: Path | None) -> Path:
-    """The store a command works on: named, or printed by the command before it in the pipe."""
-    if store is not None:
-        return store
-    if sys.stdin.isatty():
-        raise UsageError("no store: name it, or pipe its path in.",
-                         "congrad sketch data.jsonl --model MODEL | congrad consensus")
-    line = sys.stdin.buffer.readline().rstrip(b"\r\n")
-    if not line.strip():
-        raise StoreError("no store path arrived on stdin; the command before this one failed.")
-    return Path(os.fsdecode(line))  # any bytes that sketch can print
 
 
 def _print_path(path: Path, out: BinaryIO) -> None:

@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 OPEN_WIDTH = 400
 WORST_SHOWN = 12
 HEARTBEAT_SECONDS = 30.0
-WARNINGS_SHOWN = 5
+MESSAGES_SHOWN = 5
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, ends lines, or turns the direction of what follows."""
 
 
 def reserve_stdout() -> BinaryIO:
@@ -34,9 +38,14 @@ def reserve_stdout() -> BinaryIO:
 
 def say(kind: str, message: str, *hints: str) -> None:
     """One message on stderr: ``congrad: KIND: message`` and indented hints."""
-    lines = [f"congrad: {kind}: {message}", *(f"  {hint}" for hint in hints)]
+    lines = [f"congrad: {kind}: {_one_line(message)}", *(f"  {_one_line(hint)}" for hint in hints)]
     sys.stderr.write("\n".join(lines).encode("utf-8", "replace").decode("utf-8") + "\n")
     sys.stderr.flush()
+
+
+def _one_line(text: str) -> str:
+    """Text that may come from data: no control character of it reaches the terminal."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def on_terminal() -> bool:
@@ -51,7 +60,7 @@ class TerminalProgress:
         self._quiet = quiet
         self._bar: Any = None
         self._task: Any = None
-        self._warned = 0
+        self._shown: Counter[str] = Counter()  # notes and warnings, by kind
         self._total = self._done = self._new = 0
         self._began = self._spoke = 0.0
         self._what = ""
@@ -110,9 +119,7 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        hidden = self._warned - WARNINGS_SHOWN
-        if hidden > 0 and not self._quiet:
-            say("warning", f"{hidden:,} more warnings like these; the store's skipped/ has all")
+        self.tell_hidden()
         seconds = time.monotonic() - self._began
         if not self._quiet:
             sys.stderr.write(
@@ -120,11 +127,28 @@ class TerminalProgress:
                 f"{self._new / max(seconds, 1e-9):.1f} pairs/s, {_clock(seconds)}\n"
             )
 
-    def warn(self, message: str) -> None:
-        """Show the first few warnings; all are counted."""
-        self._warned += 1
-        if self._warned <= WARNINGS_SHOWN:
+    def note(self, message: str, kind: str = "") -> None:
+        """Show the first few notes of a kind; all are counted."""
+        if self._may_show(f"note {kind}") and not self._quiet:
+            sys.stderr.write(f"congrad: {_one_line(message)}\n")
+            sys.stderr.flush()
+
+    def warn(self, message: str, kind: str = "") -> None:
+        """Show the first few warnings of a kind; all are counted."""
+        if self._may_show(f"warning {kind}"):
             say("warning", message)
+
+    def _may_show(self, kind: str) -> bool:
+        self._shown[kind] += 1
+        return self._shown[kind] <= MESSAGES_SHOWN
+
+    def tell_hidden(self) -> None:
+        """Say how many messages of which kind were not shown."""
+        for kind, count in self._shown.items():
+            if count > MESSAGES_SHOWN and not self._quiet:
+                what = kind.strip().replace(" ", "s of the kind ", 1)
+                sys.stderr.write(f"congrad: {count - MESSAGES_SHOWN:,} more {what}\n")
+        self._shown.clear()
 
 
 def _clock(seconds: float) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from congrad_cli.errors import StoreError
-from congrad_cli.store import read_header
+from congrad_cli.header import read_header
 
 _NAMES = {"shards", "skipped", "source", "consensus", "projection.safetensors"}
-_FILES = ("projection.safetensors", "shards/r*.safetensors", "shards/.r*.tmp", "skipped/r*.jsonl",
-          "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
+_FILES = ("projection.safetensors", "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
+          "skipped/.input.*.tmp",           "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
 _COPY_BYTES = 1 << 20
 
 

@@ -13,7 +13,9 @@ StoreArgument = Annotated[
 # --- sketch ------------------------------------------------------------------------------------
 
 SketchData = Annotated[
-    str, typer.Argument(help="A JSONL file of preference pairs, or - for stdin.")
+    list[str] | None,
+    typer.Argument(help="Files of preference pairs (JSONL, JSON, gz, zst, parquet), globs, a "
+                        "folder saved by datasets, or - for stdin."),
 ]
 Model = Annotated[
     str,
@@ -107,7 +109,8 @@ GradientCheckpointing = Annotated[
 BadRecords = Annotated[
     str,
     typer.Option(metavar="stop|skip",
-                 help="Pairs whose gradient is zero or not finite: stop, or leave them out."),
+                 help="Records that are no usable pair, and pairs whose gradient is zero or not "
+                      "finite: stop, or leave them out and count them."),
 ]
 SketchThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")
@@ -115,15 +118,63 @@ SketchThreads = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the store that is there.")
 ]
-PromptField = Annotated[str, typer.Option(help="Field with the prompt.")]
-ChosenField = Annotated[str, typer.Option(help="Field with the better answer.")]
-RejectedField = Annotated[str, typer.Option(help="Field with the worse answer.")]
-LanguageField = Annotated[
-    str | None, typer.Option(help="Field with the language; 'language', else 'lang'.")
+PromptField = Annotated[
+    str | None, typer.Option(help="Field with the prompt, if the data's shape has another name.")
 ]
+ChosenField = Annotated[str | None, typer.Option(help="Field with the better answer.")]
+RejectedField = Annotated[str | None, typer.Option(help="Field with the worse answer.")]
 IdField = Annotated[str, typer.Option(help="Field with the pair's id, if any.")]
+ShapeName = Annotated[
+    str | None,
+    typer.Option("--shape", metavar="NAME",
+                 help="Read records as this shape; without it, the data tells. README lists them."),
+]
+GroupBy = Annotated[
+    str,
+    typer.Option(metavar="FIELD[,FIELD]",
+                 help="What makes a group: language, or any fields, whose values are joined."),
+]
+LanguageField = Annotated[
+    str | None, typer.Option(help="Field with the language; else language, lang or locale.")
+]
 Language = Annotated[
     str | None, typer.Option(help="The language of every pair, whatever its fields say.")
+]
+Languages = Annotated[
+    str | None,
+    typer.Option(metavar="CODE,CODE...", help="The only languages allowed (and detected)."),
+]
+DetectLanguage = Annotated[
+    bool,
+    typer.Option("--detect-language",
+                 help="Tell the language from the text where no field and no file name does."),
+]
+MinConfidence = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Pairs whose language is less sure are bad records."),
+]
+MaxBad = Annotated[
+    str | None,
+    typer.Option(metavar="SHARE|N",
+                 help="With --bad-records skip: stop where more records than this are bad."),
+]
+Rejects = Annotated[
+    Path | None,
+    typer.Option(help="Write what was left out here, byte for byte, with line and reason."),
+]
+Overlong = Annotated[
+    str,
+    typer.Option(metavar="truncate|skip|stop",
+                 help="Pairs longer than --max-length: cut as TRL does, leave out, or stop."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run",
+                 help="Read and tokenise everything, load no weights, write no store; say what is "
+                      "there and what would be left out."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="With --dry-run: the result as one JSON object on stdout.")
 ]
 
 # --- consensus ---------------------------------------------------------------------------------
@@ -197,7 +248,8 @@ WhichConsensus = Annotated[
     str, typer.Option("--consensus", metavar="NAME", help="Which consensus of the store.")
 ]
 FilterData = Annotated[
-    Path | None, typer.Option(help="The data that was sketched, if it lies elsewhere now.")
+    list[str] | None,
+    typer.Option(help="The data that was sketched, if it lies elsewhere now; may be repeated."),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout (-).")

@@ -18,8 +18,11 @@ class Progress(Protocol):
     def finish(self) -> None:
         """Counting ends."""
 
-    def warn(self, message: str) -> None:
-        """Something the user should know that stops nothing."""
+    def note(self, message: str, kind: str = "") -> None:
+        """Something that was found out. Of a ``kind`` only the first few are shown."""
+
+    def warn(self, message: str, kind: str = "") -> None:
+        """Something the user should know that stops nothing; ``kind`` as for notes."""
 
 
 class Silent:
@@ -37,5 +40,8 @@ class Silent:
     def finish(self) -> None:
         """Ignored."""
 
-    def warn(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
+        """Ignored."""
+
+    def warn(self, message: str, kind: str = "") -> None:
         """Ignored."""

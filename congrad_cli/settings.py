@@ -32,14 +32,19 @@ def changes_numbers(default: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RecordSettings:
-    """Where a record keeps its parts. ``language`` is used for every record when given."""
+    """How records are read: where their parts are, and what makes their group."""
 
-    prompt_field: str = "prompt"
-    chosen_field: str = "chosen"
-    rejected_field: str = "rejected"
-    language_field: str | None = None  # None: "language", else "lang"
+    prompt_field: str | None = None  # None, here and below: what the data's shape calls it
+    chosen_field: str | None = None
+    rejected_field: str | None = None
     id_field: str = "id"
-    language: str | None = None
+    shape: str | None = None  # None: told by the data itself
+    group_by: tuple[str, ...] = ("language",)  # values are joined
+    language_field: str | None = None  # None: "language", else "lang", else "locale"
+    language: str | None = None  # of every record, whatever its fields say
+    languages: tuple[str, ...] = ()  # the only ones allowed; empty: all
+    detect_language: bool = False  # where no field and no file name tells
+    min_confidence: float = 0.9  # of a detected language
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class SketchSettings:
     revision: str | None = None
     chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
     max_length: int = changes_numbers(1024)
+    overlong: str = changes_numbers("truncate")
     dim: int = changes_numbers(32768)
     width: int | None = changes_numbers(None)  # None: chosen for the model
     leading: int = changes_numbers(8)
@@ -66,6 +72,8 @@ class SketchSettings:
     batch_tokens: int | None = None  # None: what the device holds
     gradient_checkpointing: bool = False
     bad_records: str = "stop"
+    max_bad: float | None = None  # below 1 a share of all records, else a number
+    rejects: Path | None = None
     threads: int | None = None
     overwrite: bool = False
 
@@ -102,7 +110,7 @@ class FilterSettings:
     length_penalty: float | None = None
     label_smoothing: float | None = None
     consensus: str = "default"
-    data: tuple[Path, ...] = ()
+    data: tuple[str, ...] = ()  # files or globs; none: where they were
     output: Path | None = None
     dropped: Path | None = None
     scores: Path | None = None

@@ -7,6 +7,7 @@
       shards/r000-00000.safetensors   rank - sequence number
       projection.safetensors          the layers' leading input directions
       skipped/r000.jsonl              pairs without a sketch: row, line, code, message
+      skipped/input.jsonl             those of them that were no usable records
       source/stdin-DIGEST.jsonl       only where the data came from a pipe
       consensus/NAME.safetensors      what ``congrad consensus`` found
 
@@ -15,11 +16,10 @@ exclusive temporary file, fsynced, linked to the final name, and the directory i
 """
 
 import contextlib
-import errno
 import json
-import os
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,132 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.codec import Codec
 from congrad_cli.errors import StoreError
-from congrad_cli.settings import FORMAT, STORE_DTYPES, RecordSettings
-from congrad_cli.tensors import Arrays, commit_file, map_arrays, pack_arrays
+from congrad_cli.header import StoreHeader, read_header, shard_columns
+from congrad_cli.tensors import Arrays, map_arrays
 
-SHARD_ROWS, SHARD_BYTES = 8192, 1 << 25
-SHARD_SECONDS = 60.0
-OPEN_FILES, BLOCK_NUMBERS = 4, 1 << 25
-OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
-
-
-
-OPTIONAL_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
-    "ref_logp": (np.float32, (2,)),
-    "weighted_logp": (np.float32, (2,)),
-}
-"""Log-probabilities of chosen and rejected with the sketch's token weighting: the reference's,
-and the policy's where the weighting is not a plain sum."""
-
-
-def shard_columns(header: "StoreHeader") -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Each tensor of a shard: its type, and its shape behind the leading n rows.
-
-    ``direction`` (and ``scale``, unless it is float16) is the sketch divided by its norm, as the
-    store codes it, ``norm`` the norm of the unnormalised sketch, ``logp`` the log-probabilities of
-    chosen and rejected summed over the response, ``tokens`` the lengths of prompt, chosen and
-    rejected after truncation, ``group`` an index into ``store.json``'s list.
-    """
-    return {
-        "row": (np.int64, ()),
-        **header.codec.columns(),
-        "norm": (np.float32, ()),
-        "logp": (np.float32, (2,)),
-        "tokens": (np.int32, (3,)),
-        "group": (np.int32, ()),
-        "digest": (np.uint8, (16,)),
-        **{name: OPTIONAL_COLUMNS[name] for name in header.optional},
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A data file of the store: the name to show, where it lies, how many records it holds."""
-
-    name: str
-    path: str
-    records: int
-
-
-@dataclass(frozen=True)
-class StoreHeader:
-    """``store.json``: what was sketched and how. Written before the first shard, never changed."""
-
-    model: str  # as the user named it; the fingerprint decides
-    dim: int
-    width: int
-    rows: int
-    groups: list[str]
-    sources: list[Source]
-    record_settings: dict[str, Any]
-    fingerprint: dict[str, Any]  # data, model, settings: kept apart to name the culprit
-    token_weighting: str = "sum"
-    optional: list[str] = field(default_factory=list)  # which of OPTIONAL_COLUMNS there are
-    versions: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def store_dtype(self) -> str:
-        """How rows are coded. It is kept with the settings that the fingerprint holds.
-
-        Stores from before there was a choice do not have it: their rows are float16.
-        """
-        settings = self.fingerprint.get("settings")
-        known = settings if isinstance(settings, dict) else {}
-        return known.get("store_dtype", "float16")  # type: ignore[no-any-return]
-
-    @property
-    def codec(self) -> Codec:
-        """What encodes and decodes the rows."""
-        return Codec(self.store_dtype, self.dim, self.width)
-
-    def to_json(self) -> bytes:
-        """The file's bytes: sorted keys, so that equal headers are equal files."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
-
-    @staticmethod
-    def from_json(data: bytes, place: Path) -> "StoreHeader":
-        """Read the file back, or raise :class:`StoreError`."""
-        try:
-            fields = json.loads(data)
-            if fields.get("format") != FORMAT:
-                raise StoreError(
-                    f"{place}: store format {fields.get('format')}, this congrad reads {FORMAT}."
-                )
-            fields["sources"] = [Source(**source) for source in fields["sources"]]
-            header = StoreHeader(**fields)
-            _check_kinds(header)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise StoreError(f"{place}: not a store header ({error}).") from error
-        sizes = f"dim {header.dim}, width {header.width}, rows {header.rows}"
-        if not 0 < header.dim <= 1 << 24 or header.rows < 0:
-            raise StoreError(f"{place}: impossible sizes ({sizes}).")
-        if not 0 < header.width <= header.dim or header.dim % header.width:
-            raise StoreError(f"{place}: impossible sizes ({sizes}).")
-        return header
-
-
-def _check_kinds(header: StoreHeader) -> None:
-    """Raise :class:`TypeError` unless every field that is used is of its kind."""
-    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
-        *((name, getattr(header, name), int) for name in ("dim", "width", "rows")),
-        *((name, getattr(header, name), dict) for name in ("fingerprint", "record_settings")),
-        ("groups", header.groups, list),
-        ("optional", header.optional, list),
-        *(("groups", group, str) for group in header.groups),
-        *(("sources", part, str) for item in header.sources for part in (item.name, item.path)),
-        *((name, value, (str, type(None))) for name, value in header.record_settings.items()),
-    ]
-    for name, value, kind in kinds:
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}")
-    RecordSettings(**header.record_settings)
-    if not set(header.optional) <= set(OPTIONAL_COLUMNS):
-        raise TypeError(f"optional columns {header.optional}")
-    if header.store_dtype not in STORE_DTYPES:
-        raise TypeError(f"store_dtype {header.store_dtype!r}")
+OPEN_FILES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,21 +119,29 @@ class GradientStore:
             result[here] = columns[name][self._offset[index[here]]]
         return result
 
-    def skipped(self) -> list[dict[str, Any]]:
-        """The pairs without a sketch: ``row``, ``line``, ``code``, ``message``.
+    def skipped(self) -> dict[int, str]:
+        """Row -> code of the pairs without a sketch, those that could not be read among them."""
+        codes: dict[int, str] = {}
+        for entry in self.skipped_entries():
+            codes.setdefault(entry["row"], sys.intern(entry["code"]))
+        for row in self.row[np.isin(self.row, np.fromiter(codes, np.int64, len(codes)))].tolist():
+            del codes[row]
+        return codes
+
+    def skipped_entries(self) -> Iterator[dict[str, Any]]:
+        """What is known of pairs without a sketch: ``row``, ``line``, ``code``, ``message``.
 
         Lines that say no such thing are passed over: a killed run leaves half a line, and a row
         that is named by none of the others counts as missing and is sketched again.
         """
-        entries: dict[int, dict[str, Any]] = {}
         for file in sorted((self.path / "skipped").glob("*.jsonl")):
-            for line in file.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                    entry = json.loads(line)
-                    if entry["row"] in range(self.header.rows) and isinstance(entry["code"], str):
-                        entries[entry["row"]] = entry
-        rows = np.setdiff1d(np.array(list(entries), np.int64), self.row)
-        return [entries[row] for row in rows.tolist()]
+            with file.open("rb") as lines:
+                for line in lines:
+                    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                        entry = json.loads(line)
+                        fine = isinstance(entry["code"], str) and isinstance(entry["row"], int)
+                        if fine and 0 <= entry["row"] < self.header.rows:
+                            yield entry
 
     def require_complete(self) -> None:
         """Raise :class:`StoreError` while rows are missing."""
@@ -264,18 +151,6 @@ class GradientStore:
                 f"{self.path} is incomplete: {done:,} of {self.header.rows:,} pairs.",
                 "run the same sketch command again; it continues where it stopped",
             )
-
-
-def read_header(path: Path) -> StoreHeader:
-    """``store.json`` of the store at ``path``."""
-    file = path / "store.json"
-    try:
-        return StoreHeader.from_json(file.read_bytes(), file)
-    except (OSError, ValueError) as error:  # ValueError: what came from the pipe is no path
-        raise StoreError(
-            f"{path} is not a store: no store.json in it.",
-            "make one: congrad sketch DATA --model MODEL --store DIR",
-        ) from error
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -297,99 +172,3 @@ def _open_shard(path: Path, header: StoreHeader) -> Arrays:
         raise StoreError(f"{path}: group numbers out of range.")
     coded = header.codec.columns()
     return {name: np.array(arrays[name]) for name in columns if name not in coded}
-
-
-class ShardWriter:
-    """Collects sketched rows and commits them as shards; also keeps the list of skipped pairs."""
-
-    def __init__(self, path: Path, header: StoreHeader, rank: int = 0) -> None:
-        self.path, self.header, self._rank = path, header, rank
-        self._parts: list[Arrays] = []
-        self._count = self._bytes = 0
-        self._skipped: list[dict[str, Any]] = []
-        prefix = f"r{rank:03d}-"
-        numbers = [int(file.stem[5:]) for file in shard_files(path) if file.name.startswith(prefix)]
-        self._sequence = max(numbers, default=-1) + 1
-        for leftover in (path / "shards").glob(f".{prefix}*.tmp"):
-            leftover.unlink()  # of a run that was killed
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def full(self) -> bool:
-        """Whether a shard's worth has been collected: by rows, or by bytes, which memory holds."""
-        return self._count >= SHARD_ROWS or self._bytes >= SHARD_BYTES
-
-    def append(self, arrays: Arrays) -> None:
-        """Add sketched rows; they are durable after the next :meth:`commit`."""
-        self._parts.append(arrays)
-        self._count += len(arrays["row"])
-        self._bytes += sum(array.nbytes for array in arrays.values())
-
-    def skip(self, row: int, source: str, line: int, code: str, message: str) -> None:
-        """Note a pair that gets no sketch."""
-        self._skipped.append(
-            {"row": row, "source": source, "line": line, "code": code, "message": message}
-        )
-
-    def commit(self) -> None:
-        """Write what was collected as one shard."""
-        if self._skipped:
-            self._append_skipped()
-        if not self._count:
-            return
-        arrays = {
-            name: np.concatenate([part[name] for part in self._parts])
-            for name in shard_columns(self.header)
-        }
-        metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
-        name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
-        commit_file(self.path / "shards" / name, pack_arrays(arrays, metadata))
-        self._parts, self._count, self._bytes = [], 0, 0
-        self._sequence += 1
-
-    def _append_skipped(self) -> None:
-        place = self.path / "skipped" / f"r{self._rank:03d}.jsonl"
-        torn = place.exists() and not place.read_bytes().endswith(b"\n")
-        with place.open("ab") as file:
-            file.write(b"\n" if torn and file.tell() else b"")  # of a run that was killed
-            for entry in self._skipped:
-                file.write(json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._skipped = []
-
-
-def create_store(path: Path, header: StoreHeader) -> None:
-    """Make the directories and ``store.json``; an existing store must be the same one."""
-    try:
-        for name in ("shards", "skipped", "consensus"):
-            (path / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(f"{path} cannot be made: {error.strerror}.") from error
-    with contextlib.suppress(FileExistsError):
-        commit_file(path / "store.json", header.to_json())
-    check_same(path, read_header(path), header)
-
-
-def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
-    """Raise :class:`StoreError` naming which part of the fingerprint differs."""
-    for part, what in (("model", "another model"), ("settings", "other settings"),
-                       ("data", "other data")):
-        before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
-        if before != now:
-            raise StoreError(
-                f"{path} was made with {what}.",
-                f"store: {_difference(before, now)}",
-                f"now:   {_difference(now, before)}",
-                OTHER_STORE,
-            )
-
-
-def _difference(value: Any, other: Any) -> str:
-    if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items() if other.get(k) != v) or "-"
-    return str(value)

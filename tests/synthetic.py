@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
-from congrad_cli.records import read_records
+from congrad_cli.records.groups import Grouping
+from congrad_cli.records.reader import language_detector, parse_item, read_records
+from congrad_cli.records.record import DataFile, Item, Record, Rejected
 from congrad_cli.settings import RecordSettings
-from congrad_cli.store import GradientStore, ShardWriter, Source, StoreHeader, create_store
+from congrad_cli.header import Source, StoreHeader
+from congrad_cli.store import GradientStore
+from congrad_cli.writer import ShardWriter, create_store
 from congrad_cli.tensors import Arrays
 
 
@@ -56,6 +60,24 @@ def header(
         record_settings=asdict(RecordSettings()),
         fingerprint={"data": "d", "model": {"weights": "w"}, "settings": settings},
     )
+
+
+def parse_line(raw: bytes, number: int = 1, row: int = 0, **settings: Any) -> Record:
+    """One line as a record of a file of its own shape; raises what is wrong with it."""
+    fields = RecordSettings(**settings)
+    grouping = Grouping(fields, DataFile("data.jsonl", Path("data.jsonl")),
+                        language_detector(fields))
+    return parse_item(Item(number, raw), row, "data.jsonl", fields, None, grouping)
+
+
+def read_all(path: Path, **settings: Any) -> list[Record]:
+    """The records of a file; raises what is wrong with the first bad one."""
+    records = []
+    for record in read_records([DataFile(path.name, path)], RecordSettings(**settings)):
+        if isinstance(record, Rejected):
+            raise record.error
+        records.append(record)
+    return records
 
 
 def columns(
@@ -128,8 +150,7 @@ def write_store(
             for row in range(count)
         )
     )
-    records = read_records([("data.jsonl", data)], RecordSettings())
-    digests = [np.frombuffer(record.digest(), np.uint8) for record in records]
+    digests = [np.frombuffer(record.digest(), np.uint8) for record in read_all(data)]
     about = header(count, len(directions[0]), groups, data, **coded)
     label = [about.groups.index(group) for group in groups]
     path = folder / "synthetic.congrad"

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,12 @@ from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.filter.policy import Decisions, borderline, check_rule, decide
 from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
 from congrad_cli.progress import Progress
-from congrad_cli.records import LineWriter, Record, read_records
-from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
+from congrad_cli.records.containers import container
+from congrad_cli.records.files import find_files
+from congrad_cli.records.lines import RecordWriter, compressed, writer_for
+from congrad_cli.records.reader import read_records
+from congrad_cli.records.record import DataFile, Record, Rejected
+from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, pair_terms
 
@@ -57,7 +61,7 @@ def run(
     scores = turn_scores(scores, terms.weight, weight)
     score = scores.score
     decisions = decide(score, group, settings)
-    skipped = {entry["row"]: entry["code"] for entry in store.skipped()}
+    skipped = store.skipped()
     _write(store, settings, Verdicts(store, scores, decisions, skipped, weight == 0), stdout)
     count = len(store.header.groups)
     return FilterSummary(
@@ -104,25 +108,26 @@ class Verdicts:
         self._store, self._scores, self._skipped = store, scores, skipped
         self._decisions = decisions
         self._silent = silent  # [N]: pairs of weight 0, whose score is that of their sketch
-        self._digest = store.column("digest")
+        self._digest, self._group = store.column("digest"), store.column("group")
         self._place = np.full(store.header.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
 
-    def keep(self, record: Record) -> bool:
+    def keep(self, record: Record | Rejected) -> bool:
         """Whether the record's line goes to the output."""
         place = self._find(record)
         return place >= 0 and bool(self._decisions.keep[place])
 
-    def entry(self, record: Record) -> dict[str, Any] | None:
-        """The record's line of the score file; None for a pair without a sketch."""
+    def entry(self, record: Record | Rejected) -> dict[str, Any]:
+        """The record's line of the score file; a pair without a sketch has no score."""
         place = self._find(record)
+        about: dict[str, Any] = {"row": record.row, "source": record.source, "line": record.line}
+        if isinstance(record, Record) and record.id is not None:
+            about["id"] = record.id
         if place < 0:
-            return None
-        return {
-            "row": record.row,
-            "line": record.line,
-            **({} if record.id is None else {"id": record.id}),
-            "group": record.group,
+            return about | {"score": None, "error": None, "keep": False,
+                            "reason": self._skipped[record.row]}
+        return about | {
+            "group": self._store.header.groups[self._group[place]],
             "score": _number(self._scores.score[place]),
             "error": _number(self._scores.error[place]),
             "keep": bool(self._decisions.keep[place]),
@@ -130,15 +135,16 @@ class Verdicts:
             **({"flag": "zero-weight"} if self._silent[place] else {}),
         }
 
-    def _find(self, record: Record) -> int:
+    def _find(self, record: Record | Rejected) -> int:
+        """The place of the record's row in the store, or -1 where it has none."""
         place = int(self._place[record.row]) if record.row < len(self._place) else -1
-        if place >= 0 and self._digest[place].tobytes() == record.digest():
-            return place
         if place < 0 and record.row in self._skipped:
             return -1
+        known = place >= 0 and isinstance(record, Record)
+        if known and self._digest[place].tobytes() == record.digest():
+            return place
         raise StoreError(
-            f"{record.source}:{record.line}: not the record that was sketched into "
-            f"{self._store.path}.",
+            f"{record.source}:{record.line}: not the record that was sketched into {self._store.path}.",
             "pass --data FILE with the data that was sketched, or sketch this data",
         )
 
@@ -146,21 +152,19 @@ class Verdicts:
 def _write(
     store: GradientStore, settings: FilterSettings, verdicts: Verdicts, stdout: BinaryIO
 ) -> None:
-    sources = _sources(store, settings)
-    _check_outputs(settings, [path for _, path in sources])
-    records = read_records(sources, RecordSettings(**store.header.record_settings))
+    files = _files(store, settings)
+    _check_outputs(settings, [file.path for file in files])
+    containers = {container(file) for file in files}
     with ExitStack() as stack:
-        kept = stack.enter_context(_output(settings.output, stdout))
-        dropped = stack.enter_context(_output(settings.dropped, None))
-        scores = stack.enter_context(_output(settings.scores, None))
-        kept_lines, dropped_lines = LineWriter(kept), LineWriter(dropped)
-        entries = jsonlines.Writer(scores)
+        kept, dropped = (
+            stack.enter_context(_records(path, target, containers))
+            for path, target in ((settings.output, stdout), (settings.dropped, None))
+        )
+        entries = jsonlines.Writer(stack.enter_context(_output(settings.scores, None)))
         count = 0
-        for record in records:
-            (kept_lines if verdicts.keep(record) else dropped_lines).write(record.raw)
-            entry = verdicts.entry(record)
-            if entry is not None:
-                entries.write(entry)
+        for record in read_records(files, store.header.fields, grouped=False):
+            (kept if verdicts.keep(record) else dropped).write(record.raw)
+            entries.write(verdicts.entry(record))
             count += 1
         if count != store.header.rows:
             raise StoreError(
@@ -170,19 +174,18 @@ def _write(
             )
 
 
-def _sources(store: GradientStore, settings: FilterSettings) -> list[tuple[str, Path]]:
-    """(name to show, path) of the data's files, which must be there."""
+def _files(store: GradientStore, settings: FilterSettings) -> list[DataFile]:
+    """The data's files, which must be there."""
     if settings.data:
-        sources = [(str(path), path) for path in settings.data]
-    else:
-        sources = [(item.name, store.path / item.path) for item in store.header.sources]
-    for name, path in sources:
-        if not path.is_file():
+        return find_files(settings.data)
+    files = [DataFile(item.name, store.path / item.path) for item in store.header.sources]
+    for file in files:
+        if not file.path.is_file():
             raise StoreError(
-                f"{name}: the data that was sketched is not at {path} any more.",
+                f"{file.name}: the data that was sketched is not at {file.path} any more.",
                 "pass --data FILE with its new place",
             )
-    return sources
+    return files
 
 
 def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
@@ -200,6 +203,17 @@ def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
 def _is_special(path: Path) -> bool:
     """A pipe or a device: written into, never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+@contextmanager
+def _records(
+    path: Path | None, stdout: BinaryIO | None, containers: Collection[str]
+) -> Iterator[RecordWriter]:
+    """A writer of original records; compressed where the path's ending says so."""
+    with _output(path, stdout) as file, compressed(path, file) as target:
+        writer = writer_for(target, containers)
+        yield writer
+        writer.close()
 
 
 @contextmanager

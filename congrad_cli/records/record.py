@@ -63,6 +63,16 @@ class Rejected:
     raw: bytes
     error: BadRecord
 
+    @property
+    def source(self) -> str:
+        """The file it stands in."""
+        return self.error.source
+
+    @property
+    def line(self) -> int:
+        """Its line there."""
+        return self.error.line
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

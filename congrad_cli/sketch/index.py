@@ -1,81 +1,163 @@
 """What can be refused without torch: settings, and in a first pass every record of the data."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import InputError, UsageError
-from congrad_cli.records import REF_FIELDS, Record, read_records
+from congrad_cli.header import Source
+from congrad_cli.progress import Progress, Silent
+from congrad_cli.records.containers import suffix_warning
+from congrad_cli.records.damage import DamageLimit
+from congrad_cli.records.reader import REF_FIELDS, RecordFile, language_detector, read_records
+from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.settings import RecordSettings, SketchSettings
-from congrad_cli.store import Source
+
+NO_GROUP = -1
 
 
 @dataclass(frozen=True)
 class DataIndex:
-    """What the first pass over the data finds out."""
+    """What the first pass over the data finds out. N counts all items, rejected ones included."""
 
     sources: list[Source]  # with resolved paths
     fields: RecordSettings
     groups: list[str]
-    group: NDArray[np.int32]  # [N] index into groups
+    group: NDArray[np.int32]  # [N] index into groups; NO_GROUP where the item was rejected
     digest: NDArray[np.uint8]  # [N, 16]
+    rejected: list[dict[str, Any]]  # row, source, line, code, message of each
     conversation: str | None  # FILE:LINE of the first conversational record
     ref_logp: NDArray[np.float32] | None  # [N, 2], where the data brings a reference's
+    damage: DamageLimit
 
     @property
     def rows(self) -> int:
-        """N, the number of records."""
+        """N, the number of items."""
         return len(self.group)
 
+    @property
+    def files(self) -> list[DataFile]:
+        """The data's files."""
+        return [DataFile(item.name, Path(item.path), item.language) for item in self.sources]
+
     def records(self) -> Iterator[Record]:
-        """Read the data once more."""
-        places = [(source.name, Path(source.path)) for source in self.sources]
-        return read_records(places, self.fields)
+        """Read the usable records once more; their groups are in ``group``."""
+        for record in read_records(self.files, self.fields, grouped=False):
+            if isinstance(record, Record) and self.group[record.row] != NO_GROUP:
+                yield record
 
     def fingerprint(self) -> str:
-        """One digest of all records; file names are not in it."""
-        return hashlib.sha256(self.digest.tobytes()).hexdigest()[:16]
+        """One digest of all records and their groups; file names are not in it."""
+        content = hashlib.sha256(self.digest.tobytes())
+        content.update(self.group.tobytes())
+        content.update("\0".join(self.groups).encode())
+        return content.hexdigest()[:16]
 
 
-def index_data(sources: list[tuple[str, Path]], settings: RecordSettings) -> DataIndex:
-    """Validate every record and note groups and digests. Raises :class:`InputError`.
+@dataclass
+class _Columns:
+    """What is collected of every item, in order."""
 
-    ``sources`` holds (name to show, path) of every data file.
-    """
-    digests, labels = bytearray(), []
-    counts = dict.fromkeys((name for name, _ in sources), 0)
-    conversation = None
-    references: list[tuple[float, float]] = []
-    for record in read_records(sources, settings):
-        digests += record.digest()
-        labels.append(record.group)
-        counts[record.source] += 1
+    digests: bytearray = field(default_factory=bytearray)
+    labels: list[str | None] = field(default_factory=list)
+    references: list[tuple[float, float]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    conversation: str | None = None
+    spoken: Counter[str] = field(default_factory=Counter)  # answers of several turns, by file
+
+    def add(self, record: Record) -> None:
+        """Note a usable record."""
+        self.digests += record.digest()
+        self.labels.append(record.group)
         if record.ref_logp is not None:
-            references.append(record.ref_logp)
-        if references and len(references) < len(labels):
+            self.references.append(record.ref_logp)
+        usable = len(self.labels) - len(self.rejected)
+        if self.references and len(self.references) < usable:
             raise InputError(
                 f"{record.source}:{record.line}: some records have {' and '.join(REF_FIELDS)}, "
                 "others have not.",
                 "give them to every record or to none",
             )
-        if conversation is None and record.conversational:
-            conversation = f"{record.source}:{record.line}"
-    if not labels:
-        raise InputError(f"{', '.join(counts)}: no records.", "each line holds one pair, as JSON")
-    groups = sorted(set(labels))
-    number = {label: index for index, label in enumerate(groups)}
+        if record.conversational:
+            self.conversation = self.conversation or f"{record.source}:{record.line}"
+            self.spoken[record.source] += max(len(record.chosen), len(record.rejected)) > 1
+
+    def reject(self, item: Rejected) -> None:
+        """Note an item that is no usable pair."""
+        self.digests += hashlib.sha256(item.raw).digest()[:16]
+        self.labels.append(None)
+        error = item.error
+        self.rejected.append({"row": item.row, "source": error.source, "line": error.line,
+                              "code": error.code, "message": error.what})
+
+    def reference_logps(self) -> NDArray[np.float32] | None:
+        """The references' log-probabilities by row, [N, 2]; nan where an item was rejected."""
+        if not self.references:
+            return None
+        usable = np.array([label is not None for label in self.labels])
+        result = np.full((len(self.labels), 2), np.nan, np.float32)
+        result[usable] = self.references
+        return result
+
+
+def index_data(
+    files: Sequence[DataFile],
+    fields: RecordSettings,
+    damage: DamageLimit | None = None,
+    progress: Progress | None = None,
+) -> DataIndex:
+    """Read every record and note groups and digests.
+
+    Raises :class:`InputError` at the first bad record, or where there are more than ``damage``
+    allows.
+    """
+    damage, progress = damage or DamageLimit(), progress or Silent()
+    found, sources = _Columns(), []
+    detector = language_detector(fields)
+    for file in files:
+        before = len(found.labels)
+        data = RecordFile(file, fields, detector)
+        for record in data.records(before):
+            if isinstance(record, Record):
+                found.add(record)
+            else:
+                damage.count(record.error)
+                found.reject(record)
+        shape = data.shape.name if data.shape else ""
+        records = len(found.labels) - before
+        sources.append(Source(file.name, str(file.path.resolve()), records, shape, file.language))
+        progress.note(data.describe(records), "file")
+        suffix = suffix_warning(file)
+        if suffix:
+            progress.warn(suffix, "suffix")
+        if found.spoken[file.name]:
+            progress.warn(
+                f"{file.name}: {found.spoken[file.name]:,} pairs have answers of several turns: "
+                "what users say in them is learnt, too, as in TRL", "turns")
+    names = ", ".join(file.name for file in files)
+    if not found.labels:
+        raise InputError(f"{names}: no records.", "each line holds one pair, as JSON")
+    groups = sorted({label for label in found.labels if label is not None})
+    if not groups:
+        raise InputError(f"{names}: no usable records.", damage.summary())
+    damage.check(len(found.labels))
+    number: dict[str | None, int] = {label: index for index, label in enumerate(groups)}
     return DataIndex(
-        sources=[Source(name, str(path.resolve()), counts[name]) for name, path in sources],
-        fields=settings,
+        sources=sources,
+        fields=fields,
         groups=groups,
-        group=np.array([number[label] for label in labels], np.int32),
-        digest=np.frombuffer(bytes(digests), np.uint8).reshape(-1, 16),
-        conversation=conversation,
-        ref_logp=np.array(references, np.float32) if references else None,
+        group=np.array([number.get(label, NO_GROUP) for label in found.labels], np.int32),
+        digest=np.frombuffer(bytes(found.digests), np.uint8).reshape(-1, 16),
+        rejected=found.rejected,
+        conversation=found.conversation,
+        ref_logp=found.reference_logps(),
+        damage=damage,
     )
 
 

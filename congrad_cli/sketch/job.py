@@ -31,7 +31,7 @@ from congrad_cli.sketch.pairs import (
     tokenize,
 )
 from congrad_cli.sketch.uses import MixedRowsError
-from congrad_cli.store import SHARD_SECONDS, ShardWriter
+from congrad_cli.writer import SHARD_SECONDS, ShardWriter
 from congrad_cli.tensors import Arrays
 
 

@@ -26,15 +26,9 @@ from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import TokenizedPair
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
-from congrad_cli.store import (
-    GradientStore,
-    ShardWriter,
-    Source,
-    StoreHeader,
-    check_same,
-    create_store,
-    read_header,
-)
+from congrad_cli.header import Source, StoreHeader, check_same, read_header
+from congrad_cli.store import GradientStore
+from congrad_cli.writer import ShardWriter, create_store
 
 
 def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
@@ -135,7 +129,7 @@ def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:
     existing = GradientStore.open(store)
     done = np.zeros(index.rows, bool)
     done[existing.row] = True
-    done[[entry["row"] for entry in existing.skipped()]] = True
+    done[list(existing.skipped())] = True
     return done
 
 

@@ -1,0 +1,134 @@
+"""What options and arguments mean: their values checked and turned into what commands take."""
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from congrad_cli.errors import StoreError, UsageError
+from congrad_cli.records.files import store_name
+from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES
+
+
+def check_loss(loss: str | None, length_penalty: float | None) -> None:
+    if loss is not None:
+        one_of("--loss", loss, LOSSES)
+    if length_penalty is not None and not math.isfinite(length_penalty):
+        raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
+
+
+def auto(option: str, value: str) -> int | None:
+    """A positive number; None for ``auto``."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{option} {value}: pass auto or a positive number.")
+    return int(value)
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option} {value}: pass one of {', '.join(allowed)}.")
+
+
+def row_size(size: str | None, dim: int | None, store_dtype: str | None) -> tuple[int, str]:
+    """The numbers of a row and their code; ``--row-size`` stands for both."""
+    if size is not None:
+        one_of("--row-size", size, tuple(ROW_SIZES))
+        if dim is not None or store_dtype is not None:
+            raise UsageError(f"--row-size {size} sets --dim and --store-dtype.", "pass it or them")
+    best_dim, best_dtype = ROW_SIZES[size or "16k"]
+    one_of("--store-dtype", store_dtype or best_dtype, STORE_DTYPES)
+    return best_dim, best_dtype
+
+
+def shape(name: str | None) -> str | None:
+    """A shape's name, or None."""
+    if name is not None:
+        from congrad_cli.records.shapes import NAMES
+
+        one_of("--shape", name, NAMES)
+    return name
+
+
+def language(label: str | None) -> str | None:
+    """A language for all pairs, or None."""
+    if label is not None and not label.strip():
+        raise UsageError("--language is empty.", 'name one, such as "de"')
+    return label
+
+
+def languages(labels: str | None) -> tuple[str, ...]:
+    """The languages allowed, under the names that groups have; none: all."""
+    if labels is None:
+        return ()
+    from congrad_cli.records.languages import canonical
+
+    return tuple(dict.fromkeys(map(canonical, parts("--languages", labels))))
+
+
+def data_names(data: Sequence[str] | None) -> list[str]:
+    """The data's files as the user names them; ``-`` alone for what is piped in."""
+    names = list(data or ["-"])
+    if "-" in names and len(names) > 1:
+        raise UsageError("- (stdin) and files together.", "pass one or the other")
+    if names == ["-"] and sys.stdin.isatty():
+        raise UsageError("no data: name a file, or pipe pairs in.",
+                         "congrad sketch data.jsonl --model MODEL")
+    return names
+
+
+def store_for(data: list[str], store: Path | None) -> Path:
+    """Where ``sketch`` writes: --store, else x.congrad beside the data's one file x."""
+    if store is not None:
+        return store.absolute()
+    if data == ["-"]:
+        raise UsageError("data from stdin needs --store DIR.",
+                         "cat data.jsonl | congrad sketch - --model MODEL --store DIR")
+    beside = store_name(data)
+    if beside is None:
+        raise UsageError("several files need --store DIR.",
+                         "congrad sketch a.jsonl b.jsonl --model MODEL --store DIR")
+    return beside.absolute()
+
+
+def parts(option: str, value: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    result = tuple(part.strip() for part in value.split(","))
+    if not all(result):
+        raise UsageError(f"{option} {value!r}: names with commas between them are needed.")
+    return result
+
+
+def most_bad(value: str | None, bad_records: str) -> float | None:
+    """``--max-bad``: a share below 1 (0.01 or 1%), or a number of records."""
+    if value is None:
+        return None
+    if bad_records != "skip":
+        raise UsageError(f"--max-bad {value} needs --bad-records skip.",
+                         "without it the first bad record stops the run")
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    whole = number == round(number) if math.isfinite(number) else False
+    if not (0 <= number < 1 or (whole and not value.endswith("%"))) or number < 0:
+        raise UsageError(f"--max-bad {value}: pass a share such as 0.01 or 1%, "
+                         "or a number of records such as 50.")
+    return number
+
+
+def store_from(store: Path | None) -> Path:
+    """The store a command works on: named, or printed by the command before it in the pipe."""
+    if store is not None:
+        return store
+    if sys.stdin.isatty():
+        raise UsageError("no store: name it, or pipe its path in.",
+                         "congrad sketch data.jsonl --model MODEL | congrad consensus")
+    line = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not line.strip():
+        raise StoreError("no store path arrived on stdin; the command before this one failed.")
+    return Path(os.fsdecode(line))  # any bytes that sketch can print
+
+

@@ -1,0 +1,177 @@
+"""``store.json``: what was sketched into a store, from which data, and how."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from congrad_cli.codec import Codec
+from congrad_cli.errors import StoreError
+from congrad_cli.settings import FORMAT, STORE_DTYPES, RecordSettings
+
+OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
+
+OPTIONAL_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "ref_logp": (np.float32, (2,)),
+    "weighted_logp": (np.float32, (2,)),
+}
+"""Log-probabilities of chosen and rejected with the sketch's token weighting: the reference's,
+and the policy's where the weighting is not a plain sum."""
+
+
+def shard_columns(header: "StoreHeader") -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Each tensor of a shard: its type, and its shape behind the leading n rows.
+
+    ``direction`` (and ``scale``, unless it is float16) is the sketch divided by its norm, as the
+    store codes it, ``norm`` the norm of the unnormalised sketch, ``logp`` the log-probabilities of
+    chosen and rejected summed over the response, ``tokens`` the lengths of prompt, chosen and
+    rejected after truncation, ``group`` an index into ``store.json``'s list.
+    """
+    return {
+        "row": (np.int64, ()),
+        **header.codec.columns(),
+        "norm": (np.float32, ()),
+        "logp": (np.float32, (2,)),
+        "tokens": (np.int32, (3,)),
+        "group": (np.int32, ()),
+        "digest": (np.uint8, (16,)),
+        **{name: OPTIONAL_COLUMNS[name] for name in header.optional},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data file of the store: the name to show, where it lies, how many records it holds."""
+
+    name: str
+    path: str
+    records: int
+    shape: str = ""
+    language: str | None = None  # that its name was said to give
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """``store.json``: what was sketched and how. Written before the first shard, never changed."""
+
+    model: str  # as the user named it; the fingerprint decides
+    dim: int
+    width: int
+    rows: int
+    groups: list[str]
+    sources: list[Source]
+    record_settings: dict[str, Any]
+    fingerprint: dict[str, Any]  # data, model, settings: kept apart to name the culprit
+    token_weighting: str = "sum"
+    optional: list[str] = field(default_factory=list)  # which of OPTIONAL_COLUMNS there are
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def store_dtype(self) -> str:
+        """How rows are coded. It is kept with the settings that the fingerprint holds.
+
+        Stores from before there was a choice do not have it: their rows are float16.
+        """
+        settings = self.fingerprint.get("settings")
+        known = settings if isinstance(settings, dict) else {}
+        return known.get("store_dtype", "float16")  # type: ignore[no-any-return]
+
+    @property
+    def codec(self) -> Codec:
+        """What encodes and decodes the rows."""
+        return Codec(self.store_dtype, self.dim, self.width)
+
+    @property
+    def fields(self) -> RecordSettings:
+        """How the data's records were read. Raises :class:`TypeError` where that is nonsense."""
+        lists = {"group_by", "languages"}
+        kinds = {"detect_language": bool, "min_confidence": (int, float), "id_field": str}
+        for name, value in self.record_settings.items():
+            parts = value if name in lists and isinstance(value, list) else [value]
+            if not all(isinstance(part, kinds.get(name, (str, NoneType))) for part in parts):
+                raise TypeError(f"{name} is {value!r}")
+        return RecordSettings(**{
+            name: tuple(value) if name in lists else value
+            for name, value in self.record_settings.items()
+        })
+
+    def to_json(self) -> bytes:
+        """The file's bytes: sorted keys, so that equal headers are equal files."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+    @staticmethod
+    def from_json(data: bytes, place: Path) -> "StoreHeader":
+        """Read the file back, or raise :class:`StoreError`."""
+        try:
+            fields = json.loads(data)
+            if fields.get("format") != FORMAT:
+                raise StoreError(
+                    f"{place}: store format {fields.get('format')}, this congrad reads {FORMAT}."
+                )
+            fields["sources"] = [Source(**source) for source in fields["sources"]]
+            header = StoreHeader(**fields)
+            _check_kinds(header)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreError(f"{place}: not a store header ({error}).") from error
+        sizes = f"dim {header.dim}, width {header.width}, rows {header.rows}"
+        if not 0 < header.dim <= 1 << 24 or header.rows < 0:
+            raise StoreError(f"{place}: impossible sizes ({sizes}).")
+        if not 0 < header.width <= header.dim or header.dim % header.width:
+            raise StoreError(f"{place}: impossible sizes ({sizes}).")
+        return header
+
+
+def _check_kinds(header: StoreHeader) -> None:
+    """Raise :class:`TypeError` unless every field that is used is of its kind."""
+    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        *((name, getattr(header, name), int) for name in ("dim", "width", "rows")),
+        *((name, getattr(header, name), dict) for name in ("fingerprint", "record_settings")),
+        ("groups", header.groups, list),
+        ("optional", header.optional, list),
+        *(("groups", group, str) for group in header.groups),
+        *(("sources", part, str) for item in header.sources for part in (item.name, item.path)),
+    ]
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    _ = header.fields
+    if not set(header.optional) <= set(OPTIONAL_COLUMNS):
+        raise TypeError(f"optional columns {header.optional}")
+    if header.store_dtype not in STORE_DTYPES:
+        raise TypeError(f"store_dtype {header.store_dtype!r}")
+
+
+def read_header(path: Path) -> StoreHeader:
+    """``store.json`` of the store at ``path``."""
+    file = path / "store.json"
+    try:
+        return StoreHeader.from_json(file.read_bytes(), file)
+    except (OSError, ValueError) as error:  # ValueError: what came from the pipe is no path
+        raise StoreError(
+            f"{path} is not a store: no store.json in it.",
+            "make one: congrad sketch DATA --model MODEL --store DIR",
+        ) from error
+
+
+def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
+    """Raise :class:`StoreError` naming which part of the fingerprint differs."""
+    for part, what in (("model", "another model"), ("settings", "other settings"),
+                       ("data", "other data")):
+        before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
+        if before != now:
+            raise StoreError(
+                f"{path} was made with {what}.",
+                f"store: {_difference(before, now)}",
+                f"now:   {_difference(now, before)}",
+                OTHER_STORE,
+            )
+
+
+def _difference(value: Any, other: Any) -> str:
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if other.get(k) != v) or "-"
+    return str(value)

@@ -1,0 +1,47 @@
+"""The file of ``--rejects``: what was left out, byte for byte, and why."""
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from congrad_cli.records.containers import read_items
+from congrad_cli.records.record import DataFile, Item
+
+
+def write_rejects(
+    path: Path, files: Iterable[DataFile], entries: Mapping[int, dict[str, Any]]
+) -> None:
+    """One JSON object for each row of ``entries``, in order, with the item's original bytes.
+
+    They are under ``raw`` as text, or under ``raw_base64`` where they are no UTF-8. The file
+    appears whole or not at all; a pipe or a device is written into.
+    """
+    lines = (_line(entries[row], item) for row, item in _items(files) if row in entries)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.writelines(lines)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(lines)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _items(files: Iterable[DataFile]) -> Iterator[tuple[int, Item]]:
+    return enumerate(item for file in files for item in read_items(file))
+
+
+def _line(entry: dict[str, Any], item: Item) -> bytes:
+    known = {name: entry[name] for name in ("source", "line", "row", "code", "message")
+             if name in entry}
+    try:
+        raw = {"raw": item.raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        raw = {"raw_base64": base64.b64encode(item.raw).decode()}
+    return json.dumps(known | raw, ensure_ascii=False).encode() + b"\n"
