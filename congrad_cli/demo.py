@@ -14,6 +14,7 @@ from congrad_cli.consensus import run as consensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.progress import Progress
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings, SketchSettings
 from congrad_cli.sketch.index import index_data
 
@@ -52,7 +53,7 @@ def run(pairs: int, threads: int, progress: Progress) -> DemoResult:
         with (folder / "preferences.jsonl").open("rb") as bundled:
             lines = list(islice(bundled, pairs))
         data.write_bytes(b"".join(lines))
-        index = index_data([(data.name, data)], RecordSettings())
+        index = index_data([DataFile(data.name, data)], RecordSettings())
         from congrad_cli.sketch import run as sketch
 
         settings = SketchSettings(model=str(folder / "tiny-model"), device="cpu", threads=threads)

@@ -12,7 +12,7 @@ from congrad_cli.header import read_header
 
 _NAMES = {"shards", "skipped", "source", "consensus", "projection.safetensors"}
 _FILES = ("projection.safetensors", "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
-          "skipped/.input.*.tmp",           "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
+          "skipped/.*.tmp", "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
 _COPY_BYTES = 1 << 20
 
 

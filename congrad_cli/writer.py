@@ -14,7 +14,7 @@ from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, check_same, read_header, shard_columns
 from congrad_cli.settings import FORMAT
 from congrad_cli.store import shard_files
-from congrad_cli.tensors import Arrays, commit_file, pack_arrays
+from congrad_cli.tensors import Arrays, commit_file, pack_arrays, replace_file
 
 SHARD_ROWS, SHARD_BYTES = 8192, 1 << 25
 SHARD_SECONDS = 60.0
@@ -87,9 +87,7 @@ def write_rejected(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     content = b"".join(map(_entry_line, entries))
     place = path / "skipped" / "input.jsonl"
     if content or place.exists():
-        temporary = place.with_name(f".input.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(place)
+        replace_file(place, content)
 
 
 def _entry_line(entry: dict[str, Any]) -> bytes:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 
+from synthetic import parse_line
 from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
-from congrad_cli.records import parse_record
-from congrad_cli.settings import RecordSettings
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.pairs import tokenize
 from congrad_cli.sketch.source import ModelSource, find_model
@@ -94,7 +93,7 @@ def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) ->
     raw = json.dumps(
         {"prompt": turn, "chosen": answers[0], "rejected": answers[1], "language": "en"}
     ).encode()
-    record = parse_record(raw, 0, "data.jsonl", 7, RecordSettings())
+    record = parse_line(raw, 7)
     with pytest.raises(InputError, match=r"data.jsonl:7: .*roles must alternate"):
         tokenize(record, tokenizer, 64)
 

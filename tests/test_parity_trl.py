@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from zoo import ARCHITECTURES, build, zoo
 
-from congrad_cli.records import parse_record
-from congrad_cli.settings import RecordSettings
+from synthetic import parse_line
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.exact import as_matrices, exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
@@ -73,7 +72,7 @@ def tokenized(rows: list[dict[str, Any]], tokenizer: Any) -> list[TokenizedPair]
     pairs = []
     for index, row in enumerate(rows):
         raw = json.dumps(row | {"language": "x"}).encode()
-        pair = tokenize(parse_record(raw, index, "f", 1, RecordSettings()), tokenizer, MAX_LENGTH)
+        pair = tokenize(parse_line(raw, 1, index), tokenizer, MAX_LENGTH)
         assert isinstance(pair, TokenizedPair)
         pairs.append(pair)
     return pairs
@@ -127,7 +126,7 @@ def test_tokens_equal_trls(style: str, tmp_path: Path, sample_data: Path) -> Non
     for index, row in enumerate(rows):
         raw = json.dumps(row | {"language": "x"}).encode()
         pair = tokenize(
-            parse_record(raw, index, "f", 1, RecordSettings()), tokenizer, MAX_LENGTH
+            parse_line(raw, 1, index), tokenizer, MAX_LENGTH
         )
         if isinstance(pair, Skip) and pair.code == "no-room":
             continue  # TRL has filtered it out as well

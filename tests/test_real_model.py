@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from congrad_cli.records import read_records
-from congrad_cli.settings import RecordSettings, SketchSettings
+from synthetic import read_all
+from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.model import load_model, load_tokenizer
@@ -48,7 +48,7 @@ def test_fidelity_and_log_probs_of_the_command(sample_data: Path, tmp_path: Path
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = choose_layers(all_layers(model), "blocks")
     exact = []
-    for record in islice(read_records([("f", data)], RecordSettings()), PAIRS):
+    for record in read_all(data)[:PAIRS]:
         gradient = exact_gradient(model, layers, tokenize(record, tokenizer, 1024))
         logp = store.column("logp")[record.row]
         np.testing.assert_allclose(logp, gradient.logp.numpy(), rtol=1e-4, atol=1e-3)

@@ -14,6 +14,7 @@ from zoo import build, zoo
 
 from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Silent
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch import run as sketching
 from congrad_cli.sketch.ahead import ahead
@@ -67,7 +68,7 @@ def sketch(model: Path, data: Path, store: Path, **options: Any) -> tuple[Gradie
         model=str(model), dim=512, width=8, leading=2, store_dtype="float16", device="cpu",
         **options,
     )
-    index = index_data([("pairs.jsonl", data)], RecordSettings())
+    index = index_data([DataFile("pairs.jsonl", data)], RecordSettings())
     sketching.run(index, store, settings, told)
     return GradientStore.open(store), told
 
@@ -172,7 +173,7 @@ def test_bad_gradients_can_be_skipped_and_are_counted(
     healthy, _ = sketch(model, data, tmp_path / "healthy")
     store, told = sketch(poisoned, data, tmp_path / "store", bad_records="skip")
     assert store.row.tolist() == [row for row in range(12) if row != 7]
-    assert [(entry["row"], entry["code"]) for entry in store.skipped()] == [(7, "not-finite")]
+    assert store.skipped() == {7: "not-finite"}
     assert told.warnings[0].startswith("pairs.jsonl:8: skipped (not-finite)")
     # the pairs that shared its batch are as they were
     np.testing.assert_array_equal(

@@ -11,8 +11,9 @@ import torch
 from transformers import OPTConfig
 from zoo import ARCHITECTURES, build, zoo
 
-from congrad_cli.records import Record, read_records
-from congrad_cli.settings import RecordSettings, SketchSettings
+from synthetic import read_all
+from congrad_cli.records.record import Record
+from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import forward
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
@@ -177,7 +178,7 @@ def test_fidelity_of_cosines_on_the_bundled_model(sample_data: Path) -> None:
     tokenizer = load_tokenizer(source, None)
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = block_layers(model)
-    records = read_records([("f", sample_data / "preferences.jsonl")], RecordSettings())
+    records = read_all(sample_data / "preferences.jsonl")
     pairs = [tokenize(record, tokenizer, 1024) for record in islice(records, 36)]
     exact = torch.stack([
         torch.cat([part.flatten() for part in exact_gradient(model, layers, pair).layers.values()])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from synthetic import columns, header, normalised, random_rows
 
-from congrad_cli import store as store_module
+from congrad_cli import writer as writer_module
 from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
@@ -453,8 +453,8 @@ def test_a_shard_with_odd_metadata_is_refused(make_store, metadata):
 def test_skipped_pairs_count_as_done_and_are_listed_by_row(make_store):
     store = GradientStore.open(make_store(random_rows(4, 4), skipped=[3, 1]))
     store.require_complete()
-    assert [(entry["row"], entry["line"], entry["code"]) for entry in store.skipped()] == [
-        (1, 2, "no-room"), (3, 4, "no-room")]
+    assert store.skipped() == {1: "no-room", 3: "no-room"}
+    assert {entry["row"]: entry["line"] for entry in store.skipped_entries()} == {1: 2, 3: 4}
 
 
 def test_missing_pairs_make_a_store_incomplete(make_store):
@@ -479,12 +479,12 @@ def test_a_torn_last_line_of_skipped_is_ignored_then_repaired(make_store):
     file = path / "skipped" / "r000.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"code": "no-room", "row": 2, "li')
-    assert [entry["row"] for entry in GradientStore.open(path).skipped()] == [1]
+    assert list(GradientStore.open(path).skipped()) == [1]
     writer = ShardWriter(path, read_header(path))
     for row in (2, 3):
         writer.skip(row, "data.jsonl", row + 1, "no-room", "too long")
     writer.commit()
-    assert [entry["row"] for entry in GradientStore.open(path).skipped()] == [1, 2, 3]
+    assert list(GradientStore.open(path).skipped()) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_foreign_lines_of_skipped_are_no_pairs(make_store, line):
     path = make_store(random_rows(2, 4), shards=[[0]])
     (path / "skipped" / "r000.jsonl").write_bytes(line + b"\n")
     store = GradientStore.open(path)
-    assert store.skipped() == []
+    assert store.skipped() == {}
     with pytest.raises(StoreError, match="incomplete: 1 of 2"):
         store.require_complete()
 
@@ -593,10 +593,10 @@ def test_a_shard_is_full_by_rows_or_by_bytes(tmp_path, monkeypatch):
         return 0
 
     assert rows_until_full() == 0
-    monkeypatch.setattr(store_module, "SHARD_ROWS", 7)
+    monkeypatch.setattr(writer_module, "SHARD_ROWS", 7)
     assert rows_until_full() == 7
     one = sum(part.nbytes for part in columns([0], directions, np.ones(40), np.zeros(40)).values())
-    monkeypatch.setattr(store_module, "SHARD_BYTES", 3 * one)
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 3 * one)
     assert rows_until_full() == 3
 
 

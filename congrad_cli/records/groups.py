@@ -79,7 +79,21 @@ class Grouping:
         return self._canonical[label]
 
     def _detected(self, prompt: Text, chosen: Text, place: Place) -> str:
-        raise NotImplementedError
+        """The language of the answer that is learnt, and of its prompt."""
+        assert self._detector is not None
+        found = self._detector.detect(f"{_words(chosen)}\n{_words(prompt)}")
+        if found.language is not None:
+            return found.language
+        likeliest = (f"likeliest {found.likeliest}, with {found.probability:.0%}"
+                     if found.likeliest else "nothing likely")
+        return place.fail("unknown-language", f"language not detected: {found.reason}.",
+                          f"saw: {likeliest}",
+                          "add a language field, or lower --min-confidence")
+
+
+def _words(text: Text) -> str:
+    """A text, or what is said in messages."""
+    return text if isinstance(text, str) else "\n".join(part["content"] for part in text)
 
 
 def _plain(fields: Fields, name: str, place: Place) -> str:

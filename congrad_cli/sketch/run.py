@@ -1,5 +1,6 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from congrad_cli import __version__
 from congrad_cli.directory import remove_store
 from congrad_cli.errors import ModelError, UsageError
 from congrad_cli.progress import Progress
+from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
@@ -28,7 +30,7 @@ from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
 from congrad_cli.header import Source, StoreHeader, check_same, read_header
 from congrad_cli.store import GradientStore
-from congrad_cli.writer import ShardWriter, create_store
+from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 
 def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
@@ -37,6 +39,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     Everything that can be refused is refused before the weights are loaded.
     """
     check_settings(settings)
+    _tell_rejects(settings, index, index.rejected)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     source = find_model(settings.model, settings.revision, settings.adapter)
@@ -53,7 +56,9 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     here = (store / "store.json").exists() and not settings.overwrite
     if here:
         check_same(store, read_header(store), header)
+        write_rejected(store, index.rejected)
         if _done(store, index).all():
+            _tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
             return store
     progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
     model = models.load_model(source, device, dtype, settings.device_map)
@@ -72,6 +77,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
         remove_store(store, keep=Path(index.sources[0].path))
     if found is not None:
         create_store(store, replace(header, width=found.width))
+        write_rejected(store, index.rejected)
         write_start(store, found)
     start = read_start(store, layers, read_header(store).width)
     shared = settings.share_prompt and start.layout.agree
@@ -89,6 +95,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
             progress, tell_coverage,
         )  # fmt: skip
         job.work(index.records(), shared)
+    _tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
     return store
 
 
@@ -122,6 +129,14 @@ def _header(
             "transformers": transformers.__version__,
         },
     )
+
+
+def _tell_rejects(
+    settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
+) -> None:
+    """Write ``--rejects``, where it is asked for."""
+    if settings.rejects is not None:
+        write_rejects(settings.rejects, index.files, {entry["row"]: entry for entry in entries})
 
 
 def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:

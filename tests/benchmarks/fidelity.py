@@ -30,7 +30,8 @@ from layouts import CountSketch, TwoSided
 from torch import Tensor
 
 from congrad_cli.codec import Codec
-from congrad_cli.records import read_records
+from congrad_cli.records.reader import read_records
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import STORE_DTYPES, RecordSettings
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
@@ -57,7 +58,7 @@ def read_pairs(
     Of the languages that have most pairs with rows of at most ``longest`` tokens.
     """
     found: dict[str, list[TokenizedPair]] = {}
-    for record in read_records([(data.name, data)], RecordSettings()):
+    for record in read_records([DataFile(data.name, data)], RecordSettings()):
         pair = tokenize(record, tokenizer, 1024)
         if isinstance(pair, TokenizedPair) and pair.length <= longest:
             found.setdefault(record.group, []).append(pair)

@@ -19,6 +19,7 @@ from congrad_cli.console import TerminalProgress
 from congrad_cli.demo import auroc
 from congrad_cli.direction import read_consensus
 from congrad_cli.filter.scores import pair_scores
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import (
     ROW_SIZES,
     ConsensusSettings,
@@ -43,7 +44,7 @@ def main() -> None:
     progress = TerminalProgress(quiet=False)
     dim, code = ROW_SIZES[args.row_size]
     settings = SketchSettings(model=args.model, device="cpu", threads=1, dim=dim, store_dtype=code)
-    index = index_data([(args.data.name, args.data)], RecordSettings())
+    index = index_data([DataFile(args.data.name, args.data)], RecordSettings())
     store_path = sketch(index, args.store, settings, progress)
     store = GradientStore.open(store_path)
     records = [json.loads(line) for line in args.data.open("rb")]
