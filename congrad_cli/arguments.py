@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
-from congrad_cli.records.files import store_name
+from congrad_cli.records.files import find_files, store_name
 from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES
 
 
@@ -88,7 +88,8 @@ def store_for(data: list[str], store: Path | None) -> Path:
                          "cat data.jsonl | congrad sketch - --model MODEL --store DIR")
     beside = store_name(data)
     if beside is None:
-        raise UsageError("several files need --store DIR.",
+        find_files(data)  # a file that is not there is the more useful thing to hear about
+        raise UsageError("several files, or a pattern, need --store DIR.",
                          "congrad sketch a.jsonl b.jsonl --model MODEL --store DIR")
     return beside.absolute()
 

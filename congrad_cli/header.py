@@ -88,16 +88,16 @@ class StoreHeader:
     @property
     def fields(self) -> RecordSettings:
         """How the data's records were read. Raises :class:`TypeError` where that is nonsense."""
-        lists = {"group_by", "languages"}
-        kinds = {"detect_language": bool, "min_confidence": (int, float), "id_field": str}
+        kinds: dict[str, tuple[type, ...]] = {
+            "detect_language": (bool,), "min_confidence": (int, float), "id_field": (str,)}
+        fields: dict[str, Any] = {}
         for name, value in self.record_settings.items():
-            parts = value if name in lists and isinstance(value, list) else [value]
-            if not all(isinstance(part, kinds.get(name, (str, NoneType))) for part in parts):
-                raise TypeError(f"{name} is {value!r}")
-        return RecordSettings(**{
-            name: tuple(value) if name in lists else value
-            for name, value in self.record_settings.items()
-        })
+            many = name in ("group_by", "languages") and isinstance(value, list | tuple)
+            for part in value if many else [value]:
+                if not isinstance(part, kinds.get(name, (str, NoneType))):
+                    raise TypeError(f"{name} is {value!r}")
+            fields[name] = tuple(value) if many else value
+        return RecordSettings(**fields)
 
     def to_json(self) -> bytes:
         """The file's bytes: sorted keys, so that equal headers are equal files."""

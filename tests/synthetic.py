@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
+from congrad_cli.header import Source, StoreHeader
 from congrad_cli.records.groups import Grouping
 from congrad_cli.records.reader import language_detector, parse_item, read_records
 from congrad_cli.records.record import DataFile, Item, Record, Rejected
 from congrad_cli.settings import RecordSettings
-from congrad_cli.header import Source, StoreHeader
 from congrad_cli.store import GradientStore
-from congrad_cli.writer import ShardWriter, create_store
 from congrad_cli.tensors import Arrays
+from congrad_cli.writer import ShardWriter, create_store
 
 
 def normalised(directions: Any) -> NDArray[np.float64]:

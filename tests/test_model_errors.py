@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import errors as hub
-
 from synthetic import parse_line
+
 from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.pairs import tokenize

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from synthetic import parse_line
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from zoo import ARCHITECTURES, build, zoo
 
-from synthetic import parse_line
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.exact import as_matrices, exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher

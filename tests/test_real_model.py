@@ -6,14 +6,13 @@
 import os
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
 from synthetic import read_all
+
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.layers import all_layers, choose_layers

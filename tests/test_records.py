@@ -7,8 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from synthetic import parse_line, read_all
+
 from congrad_cli.errors import InputError
-from congrad_cli.records import LineWriter, parse_record, read_records
+from congrad_cli.records.languages import canonical
+from congrad_cli.records.lines import LineWriter
+from congrad_cli.records.reader import read_records
+from congrad_cli.records.record import DataFile, Record
 from congrad_cli.settings import RecordSettings
 
 GOOD = {"id": "a-1", "language": "de", "prompt": "Frage?", "chosen": " Ja.", "rejected": " Nein."}
@@ -27,11 +32,11 @@ def line(record=GOOD, **changes) -> bytes:
 
 
 def parse(raw: bytes, number=1, **settings):
-    return parse_record(raw, 0, "data.jsonl", number, RecordSettings(**settings))
+    return parse_line(raw, number, **settings)
 
 
 def read(path, **settings) -> list:
-    return list(read_records([(path.name, path)], RecordSettings(**settings)))
+    return read_all(path, **settings)
 
 
 def talk(name, *messages) -> bytes:
@@ -52,20 +57,22 @@ BAD = {
     "too-deep": (b'{"a":' * 200_000, "nested too deeply", "a list of messages"),
     "duplicate-key": (
         b'{"prompt": "a", "chosen": "b", "chosen": "c"}\n', "'chosen' stands twice", "keep one"),
-    "missing-prompt": (line(prompt=None), "no field 'prompt'", "'chosen', 'rejected'"),
+    "missing-prompt": (line(prompt=None), "no field 'prompt'", "--prompt-field"),
     "missing-chosen": (line(chosen=None), "no field 'chosen'", "--chosen-field"),
     "missing-rejected": (line(rejected=None), "no field 'rejected'", "--rejected-field"),
     "empty-prompt": (line(prompt=""), "'prompt' is empty", "remove the line"),
-    "blank-chosen": (line(chosen=" \t\n"), "'chosen' is empty", "saw: ' \\t\\n'"),
+    "blank-chosen": (line(chosen=" \t\n"), "'chosen' is empty", 'saw: " \\t\\n"'),
     "empty-list": (talk("rejected"), "'rejected' is empty", "saw: []"),
     "number-as-text": (line(chosen=7), "'chosen' is a JSON number, not text", "saw: 7"),
-    "object-as-text": (line(prompt={"a": 1}), "'prompt' is a JSON object", 'saw: {"a": 1}'),
+    "object-as-text": (line(prompt={"a": 1}), "'prompt', message 1: no text in 'role'", "keys a"),
     "true-as-text": (line(rejected=True), "'rejected' is a JSON boolean", "saw: true"),
     "same-texts": (line(rejected=" Ja."), "'chosen' and 'rejected' are the same", 'saw: " Ja."'),
     "same-messages": (
         line(TALK, rejected=TALK["chosen"]), "'chosen' and 'rejected' are the same", "two diff"),
-    "mixed-shapes": (
-        line(TALK, prompt="Frage?"), "texts and message lists are mixed", "prompt is text"),
+    "mixed-types": (
+        line(TALK, prompt="Frage?", chosen="Ja."), "texts and message lists are mixed",
+        "prompt is text"),
+    "list-as-text": (line(prompt=[1]), "'prompt', message 1: a JSON number", '"role"'),
     "message-no-object": (talk("prompt", "hi"), "'prompt', message 1: a JSON string", '"role"'),
     "message-no-role": (
         talk("chosen", {"content": "a"}), "message 1: no text in 'role'", "saw: keys content"),
@@ -76,8 +83,8 @@ BAD = {
         talk("prompt", {"role": "user", "content": [1]}), "no text in 'content'", "saw: [1]"),
     "message-empty": (
         talk("prompt", {"role": "user", "content": " "}), "'content' is empty", "remove the line"),
-    "no-language": (line(language=None), "no field 'language' or 'lang'", "--language de"),
-    "empty-language": (line(language=""), "'language' holds no language", 'saw: ""'),
+    "no-language": (line(language=None), "no field 'language' or 'lang' or 'locale'", "--language de"),
+    "empty-language": (line(language=""), "no language: 'language' is empty", "--language de"),
     "language-no-text": (line(language=3), "'language' holds no language", "saw: 3"),
     "ref-logp-positive": (
         line(ref_chosen_logps=1, ref_rejected_logps=-1), "'ref_chosen_logps' is no log-prob",
@@ -98,7 +105,7 @@ BAD = {
         rb'{"prompt": "ab\ud83d", "chosen": "b", "rejected": "c", "lang": "en"}',
         "'prompt' holds a lone surrogate (\\ud83d)", "'ab' before it"),
     "surrogate-in-message": (
-        rb'{"prompt": [{"role": "user", "content": "\udc00"}], "chosen": [], "rejected": []}',
+        rb'{"prompt": [{"role": "user", "content": "\udc00"}], "chosen": "a", "rejected": "b"}',
         "'prompt' holds a lone surrogate (\\udc00)", "remove it"),
     "surrogate-in-language": (
         rb'{"prompt": "a", "chosen": "b", "rejected": "c", "lang": "\ud83d"}',
@@ -107,7 +114,8 @@ BAD = {
         rb'{"id": "\ud83d", "prompt": "a", "chosen": "b", "rejected": "c", "lang": "de"}',
         "'id' holds a lone surrogate", "remove it"),
     "surrogate-beside-content": (
-        rb'{"prompt": [{"role": "user", "content": "a", "x": {"y": "\ud83d"}}]}',
+        rb'{"prompt": [{"role": "user", "content": "a", "x": {"y": "\ud83d"}}],'
+        rb'"chosen": "a", "rejected": "b"}',
         "'prompt' holds a lone surrogate", "remove it"),
 }
 
@@ -140,7 +148,7 @@ def test_reading_stops_at_the_first_bad_line_and_counts_blank_ones(tmp_path):
     path.write_bytes(b"\n" + line() + b"  \r\n" + line(id="b") + b"\n" + line(chosen="") + b"{")
     found = []
     with pytest.raises(InputError, match=r"^d\.jsonl:6: 'chosen' is empty"):
-        found.extend(read_records([(path.name, path)], RecordSettings()))
+        found.extend(read(path))
     path.write_bytes(b"\n" + line() + b"  \r\n" + line(id="b"))
     assert [(record.row, record.line, record.id) for record in read(path)] == [
         (0, 2, "a-1"), (1, 4, "b")]
@@ -150,7 +158,7 @@ def test_rows_count_on_over_files_and_lines_start_again(tmp_path):
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_bytes(line() + line())
-    records = list(read_records([(path.name, path) for path in paths], RecordSettings()))
+    records = list(read_records([DataFile(path.name, path) for path in paths], RecordSettings()))
     assert [(record.row, record.source, record.line) for record in records] == [
         (0, "a.jsonl", 1), (1, "a.jsonl", 2), (2, "b.jsonl", 1), (3, "b.jsonl", 2)]
 
@@ -228,7 +236,8 @@ def records_of(answers):
 
 
 @given(
-    records=st.lists(records_of(filled) | records_of(messages), min_size=1, max_size=4),
+    records=st.lists(records_of(filled), min_size=1, max_size=4)
+    | st.lists(records_of(messages), min_size=1, max_size=4),
     ascii_only=st.booleans(),
     end=st.sampled_from([b"\n", b"\r\n", b" \n"]),
     last=st.booleans(),
@@ -246,7 +255,7 @@ def test_any_valid_lines_survive_byte_for_byte(records, ascii_only, end, last, t
     writer = LineWriter(written)
     for record, source in zip(found, records, strict=True):
         assert record.prompt == source["prompt"]
-        assert record.group == source["language"].strip()
+        assert record.group == canonical(source["language"])
         assert len(record.digest()) == 16
         writer.write(record.raw)
     assert written.getvalue() == path.read_bytes()
@@ -269,16 +278,12 @@ def test_any_bytes_give_records_or_a_located_error(data, settings, tmp_path_fact
     """A data file may hold anything; nothing but the two may come out."""
     path = tmp_path_factory.getbasetemp() / "noise.jsonl"
     path.write_bytes(data)
-    try:
-        found = list(read_records([("noise", path)], settings))
-    except InputError as error:
-        place = error.message.split(": ")[0]
-        assert place.startswith("noise:")
-        assert 1 <= int(place.removeprefix("noise:")) <= data.count(b"\n") + 1
-    else:
-        for record in found:
+    for record in read_records([DataFile("noise", path)], settings):
+        assert 1 <= record.line <= data.count(b"\n") + 1
+        if isinstance(record, Record):
             record.digest()
-        assert b"".join(record.raw for record in found).split() == data.split()
+        else:
+            assert record.error.message.startswith(f"noise:{record.line}: ")
 
 
 def nested(depth: int) -> bytes:
@@ -300,8 +305,9 @@ def test_nesting_that_is_read_can_be_written_again():
     assert min(refused) > 60  # tool calls nest too
 
 
-def test_the_digest_names_the_content_not_its_spelling():
+def test_the_digest_names_the_pair_not_its_spelling_nor_its_group():
     """A reformatted file is the same data, so its store still fits."""
+    assert parse(line(language="Deutsch?")).digest() == parse(line()).digest()
     spelt = json.dumps(dict(reversed(GOOD.items())), indent=None, separators=(" , ", " : "))
     assert parse(spelt.encode()).digest() == parse(line()).digest()
     assert parse(line(extra="not read")).digest() == parse(line()).digest()
@@ -319,8 +325,8 @@ def test_reference_log_probabilities_are_part_of_the_record():
     assert len({parse(raw).digest() for raw in (line(), given, other)}) == 3
 
 
-@pytest.mark.parametrize("part", GOOD)
-def test_the_digest_depends_on_every_part(part):
+@pytest.mark.parametrize("part", ["id", "prompt", "chosen", "rejected"])
+def test_the_digest_depends_on_every_part_of_the_pair(part):
     assert parse(line(**{part: "anders"})).digest() != parse(line()).digest()
 
 
@@ -349,12 +355,12 @@ def test_what_the_template_gets_besides_is_read_and_part_of_the_digest():
     more = {"tools": json.dumps([{"name": "f"}]), "chat_template_kwargs": {"thinking": False}}
 
     def read(fields):
-        return parse_record(json.dumps(fields).encode(), 0, "f", 1, RecordSettings())
+        return parse_line(json.dumps(fields).encode())
 
     assert read(pair).template == {}
     record = read(pair | more)
     assert record.template == {"tools": [{"name": "f"}], "thinking": False}
     assert record.digest() != read(pair).digest()
     for name, bad in (("tools", "x"), ("tools", 3), ("chat_template_kwargs", [])):
-        with pytest.raises(InputError, match=rf"f:1: '{name}'"):
+        with pytest.raises(InputError, match=rf":1: '{name}'"):
             read(pair | {name: bad})

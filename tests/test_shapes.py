@@ -241,7 +241,8 @@ def test_dialogues_that_end_alike_but_for_one_being_longer_are_split_before_the_
 def test_messages_of_other_makers_become_roles_and_contents():
     record = parse_line(json.dumps({
         "lang": "de",
-        "prompt": [{"from": "system", "value": ""}, {"from": "human", "value": "Hi", "weight": None}],
+        "prompt": [{"from": "system", "value": ""},
+                   {"from": "human", "value": "Hi", "weight": None}],
         "chosen": {"role": "assistant", "content": [{"type": "text", "text": "a"},
                                                     {"type": "text", "text": "b"}]},
         "rejected": "c"}).encode())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic import read_all
 from transformers import OPTConfig
 from zoo import ARCHITECTURES, build, zoo
 
-from synthetic import read_all
 from congrad_cli.records.record import Record
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import forward

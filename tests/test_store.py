@@ -20,11 +20,11 @@ from congrad_cli import writer as writer_module
 from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
-from congrad_cli.settings import STORE_DTYPES
 from congrad_cli.header import Source, StoreHeader, check_same, read_header, shard_columns
+from congrad_cli.settings import STORE_DTYPES
 from congrad_cli.store import GradientStore, shard_files
-from congrad_cli.writer import ShardWriter, create_store
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays, replace_file
+from congrad_cli.writer import ShardWriter, create_store
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

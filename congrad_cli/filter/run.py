@@ -21,7 +21,7 @@ from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
 from congrad_cli.progress import Progress
 from congrad_cli.records.containers import container
 from congrad_cli.records.files import find_files
-from congrad_cli.records.lines import RecordWriter, compressed, writer_for
+from congrad_cli.records.lines import Writer, compressed, writer_for
 from congrad_cli.records.reader import read_records
 from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.settings import ConsensusSettings, FilterSettings
@@ -140,11 +140,12 @@ class Verdicts:
         place = int(self._place[record.row]) if record.row < len(self._place) else -1
         if place < 0 and record.row in self._skipped:
             return -1
-        known = place >= 0 and isinstance(record, Record)
-        if known and self._digest[place].tobytes() == record.digest():
-            return place
+        if place >= 0 and isinstance(record, Record):
+            if self._digest[place].tobytes() == record.digest():
+                return place
         raise StoreError(
-            f"{record.source}:{record.line}: not the record that was sketched into {self._store.path}.",
+            f"{record.source}:{record.line}: not the record that was sketched into "
+            f"{self._store.path}.",
             "pass --data FILE with the data that was sketched, or sketch this data",
         )
 
@@ -208,9 +209,9 @@ def _is_special(path: Path) -> bool:
 @contextmanager
 def _records(
     path: Path | None, stdout: BinaryIO | None, containers: Collection[str]
-) -> Iterator[RecordWriter]:
+) -> Iterator[Writer]:
     """A writer of original records; compressed where the path's ending says so."""
-    with _output(path, stdout) as file, compressed(path, file) as target:
+    with _output(path, stdout) as file, compressed(path or Path(), file) as target:
         writer = writer_for(target, containers)
         yield writer
         writer.close()

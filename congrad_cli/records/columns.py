@@ -20,7 +20,7 @@ SUSPECTS = {
 
 
 def look_up(fields: Fields, name: str) -> Any:
-    """The value under ``name``; a name with dots may lead into objects. None where there is none."""
+    """The value under ``name``, None where there is none; dots may lead into objects."""
     if name in fields:
         return fields[name]
     value: Any = fields
@@ -47,10 +47,8 @@ class Columns:
         named = self._named.get(column)
         if named:
             return named
-        for alias in (column, *ALIASES.get(column, ())):
-            if self.fields.get(alias) is not None:
-                return alias
-        return column
+        names = (column, *ALIASES.get(column, ()))
+        return next((name for name in names if self.fields.get(name) is not None), column)
 
     def get(self, column: str) -> Any:
         """The column's value; None where it is absent or null."""

@@ -38,7 +38,8 @@ def read_messages(value: Any, name: str, place: Place) -> Messages:
         place.fail("wrong-type", f"'{name}' is a JSON {kind(value)}, not a message list.",
                    f"saw: {excerpt(value)}", MESSAGE)
     if not value:
-        place.fail("empty", f"'{name}' is empty.", "saw: []", "give it a message or remove the line")
+        place.fail("empty", f"'{name}' is empty.", "saw: []",
+                   "give it a message or remove the line")
     return [_message(message, f"'{name}', message {i}", name, place)
             for i, message in enumerate(value, start=1)]
 

@@ -21,7 +21,7 @@ def starts_dialogue(text: object) -> bool:
 
 
 def parse_dialogue(text: str, name: str, place: Place) -> Messages:
-    """The turns of ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, white space around them taken off."""
+    """The turns of ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, without white space around."""
     parts = _TURN.split("\n\n" + text.lstrip("\n"))
     if parts[0].strip() or len(parts) < 2:
         place.fail("wrong-type", f"'{name}' is no dialogue.", f"saw: {text[:60]!a}",

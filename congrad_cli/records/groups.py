@@ -64,9 +64,10 @@ class Grouping:
         if self._detector:
             return self._detected(prompt, chosen, place), "detected"
         asked = " or ".join(map(repr, self._fields))
+        empty = [name for name in self._fields if look_up(fields, name) == ""]
         return place.fail(
             "no-language",
-            f"no language: no field {asked}.",
+            f"no language: '{empty[0]}' is empty." if empty else f"no language: no field {asked}.",
             f"fields here: {names(fields)}",
             "name it with --language-field FIELD, or pass --language de for all pairs, "
             "or --detect-language",

@@ -191,7 +191,8 @@ def _ref_logp(fields: Fields, place: Place) -> tuple[float, float] | None:
     for name, value in zip(REF_FIELDS, given, strict=True):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and LEAST_LOGP <= value <= 0):
-            place.fail("bad-reference", f"'{name}' is no log-probability.", f"saw: {excerpt(value)}",
+            place.fail("bad-reference", f"'{name}' is no log-probability.",
+                       f"saw: {excerpt(value)}",
                        f"give {' and '.join(REF_FIELDS)} as numbers, or neither")
     chosen, rejected = given
     return float(chosen), float(rejected)

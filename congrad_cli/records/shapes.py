@@ -128,7 +128,8 @@ def _sharegpt(columns: Columns, place: Place) -> Parts:
 def _helpsteer(columns: Columns, place: Place) -> Parts:
     preference = columns.require("overall_preference", place)
     if isinstance(preference, bool) or not isinstance(preference, int | float):
-        place.fail("wrong-type", "'overall_preference' is no number.", f"saw: {excerpt(preference)}",
+        place.fail("wrong-type", "'overall_preference' is no number.",
+                   f"saw: {excerpt(preference)}",
                    "negative: response1 is better, positive: response2")
     if preference == 0:
         return _tie("'overall_preference' is 0", place)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from congrad_cli.errors import ModelError, out_of_memory
-from congrad_cli.records import Record
+from congrad_cli.records.record import Record
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.layers import Layer, cannot_sketch
 from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Progress
-from congrad_cli.records import Record
+from congrad_cli.records.record import Record
 from congrad_cli.settings import WINDOW, SketchSettings
 from congrad_cli.sketch.ahead import ahead
 from congrad_cli.sketch.attention import use_shared_rows
@@ -31,8 +31,8 @@ from congrad_cli.sketch.pairs import (
     tokenize,
 )
 from congrad_cli.sketch.uses import MixedRowsError
-from congrad_cli.writer import SHARD_SECONDS, ShardWriter
 from congrad_cli.tensors import Arrays
+from congrad_cli.writer import SHARD_SECONDS, ShardWriter
 
 
 @dataclass

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from congrad_cli.errors import InputError
-from congrad_cli.records import Messages, Record, Text
+from congrad_cli.records.record import Messages, Record, Text
 from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED
 
 

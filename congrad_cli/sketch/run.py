@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from congrad_cli import __version__
 from congrad_cli.directory import remove_store
 from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.header import Source, StoreHeader, check_same, read_header
 from congrad_cli.progress import Progress
 from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import SketchSettings, fingerprint_fields
@@ -28,7 +29,6 @@ from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import TokenizedPair
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
-from congrad_cli.header import Source, StoreHeader, check_same, read_header
 from congrad_cli.store import GradientStore
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
