@@ -358,8 +358,8 @@ UM US UY UZ VA VC VE VG VI VN VU WF WS XK YE YT ZA ZM ZW 419
 
 WORDS_IN_FILE_NAMES = """
 ab ae av ce cv ho ia ie ii in io kl na os rm
-arm ast bar bug cor ext geo her ice iii lim lit mac mag may min mol mos new ori per que rom run sat
-ton vol war
+arm ast bak bar bug cor ext geo her ice iii lim lit mac mag may min mol mos new ori per que rom run
+sat ton vol war
 """
 """Codes that mean something else at the end of a data file's name: ``opt_in``, ``data_rm`` (reward
 model), ``answers_ab``, ``part_ii``, ``pairs_new``, ``pairs_may``, ``data_ori`` (original).
