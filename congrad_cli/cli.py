@@ -143,7 +143,7 @@ def sketch(
     language: options.Language = None,
     languages: options.Languages = None,
     detect_language: options.DetectLanguage = False,
-    min_confidence: options.MinConfidence = 0.9,
+    min_confidence: options.MinConfidence = 0.8,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

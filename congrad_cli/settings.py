@@ -44,7 +44,7 @@ class RecordSettings:
     language: str | None = None  # of every record, whatever its fields say
     languages: tuple[str, ...] = ()  # the only ones allowed; empty: all
     detect_language: bool = False  # where no field and no file name tells
-    min_confidence: float = 0.9  # of a detected language
+    min_confidence: float = 0.8  # of a detected language
 
 
 @dataclass(frozen=True, slots=True)

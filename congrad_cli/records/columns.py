@@ -36,27 +36,37 @@ class Columns:
 
     def __init__(self, fields: Fields, settings: RecordSettings) -> None:
         self.fields = fields
-        self._named = {
-            "prompt": settings.prompt_field,
-            "chosen": settings.chosen_field,
-            "rejected": settings.rejected_field,
-        }
+        self._values = {name: value for name, value in fields.items() if value is not None}
+        self._names: dict[str, str] = {}  # of columns that are called otherwise
+        named = (("prompt", settings.prompt_field), ("chosen", settings.chosen_field),
+                 ("rejected", settings.rejected_field))  # fmt: skip
+        for column, name in named:
+            if name is not None:
+                self._rename(column, name)
+            elif column not in self._values:
+                for alias in ALIASES.get(column, ()):
+                    if alias in self._values:
+                        self._rename(column, alias)
+
+    def _rename(self, column: str, name: str) -> None:
+        self._names[column] = name
+        value = look_up(self.fields, name)
+        if value is None:
+            self._values.pop(column, None)
+        else:
+            self._values[column] = value
 
     def name(self, column: str) -> str:
         """What the record calls a column."""
-        named = self._named.get(column)
-        if named:
-            return named
-        names = (column, *ALIASES.get(column, ()))
-        return next((name for name in names if self.fields.get(name) is not None), column)
+        return self._names.get(column, column)
 
     def get(self, column: str) -> Any:
         """The column's value; None where it is absent or null."""
-        return look_up(self.fields, self.name(column))
+        return self._values.get(column)
 
     def has(self, *columns: str) -> bool:
         """Whether all these columns hold something."""
-        return all(self.get(column) is not None for column in columns)
+        return all(column in self._values for column in columns)
 
     def is_text(self, *columns: str) -> bool:
         """Whether all these columns hold texts."""
@@ -88,7 +98,8 @@ class Columns:
 
     def _suspect(self, column: str) -> str | None:
         """A field that may be the column under another name."""
-        unused = [key for key in self.fields if key not in self._named and key.isidentifier()]
+        used = ("prompt", "chosen", "rejected")
+        unused = [key for key in self.fields if key not in used and key.isidentifier()]
         for key in SUSPECTS.get(column, ()):
             if key in unused:
                 return key

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from congrad_cli.errors import InputError
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
 Messages = list[dict[str, Any]]
 Text = str | Messages
 
@@ -106,5 +108,4 @@ class Record:
             content.append(self.ref_logp)
         if self.template:
             content.append(self.template)
-        text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).digest()[:16]
+        return hashlib.sha256(_CANONICAL.encode(content).encode()).digest()[:16]

@@ -129,6 +129,8 @@ def index_data(
             else:
                 damage.count(record.error)
                 found.reject(record)
+                progress.warn(f"{record.source}:{record.line}: left out ({record.error.code}): "
+                              f"{record.error.what}", record.error.code)
         shape = data.shape.name if data.shape else ""
         records = len(found.labels) - before
         sources.append(Source(file.name, str(file.path.resolve()), records, shape, file.language))
@@ -147,6 +149,9 @@ def index_data(
     if not groups:
         raise InputError(f"{names}: no usable records.", damage.summary())
     damage.check(len(found.labels))
+    if found.rejected:
+        progress.note(f"left out {len(found.rejected):,} of {len(found.labels):,} records: "
+                      f"{damage.summary()}")
     number: dict[str | None, int] = {label: index for index, label in enumerate(groups)}
     return DataIndex(
         sources=sources,
