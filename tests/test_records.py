@@ -6,7 +6,6 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
 from synthetic import parse_line, read_all
 
 from congrad_cli.errors import InputError
@@ -83,7 +82,8 @@ BAD = {
         talk("prompt", {"role": "user", "content": [1]}), "no text in 'content'", "saw: [1]"),
     "message-empty": (
         talk("prompt", {"role": "user", "content": " "}), "'content' is empty", "remove the line"),
-    "no-language": (line(language=None), "no field 'language' or 'lang' or 'locale'", "--language de"),
+    "no-language": (
+        line(language=None), "no field 'language' or 'lang' or 'locale'", "--language de"),
     "empty-language": (line(language=""), "no language: 'language' is empty", "--language de"),
     "language-no-text": (line(language=3), "'language' holds no language", "saw: 3"),
     "ref-logp-positive": (

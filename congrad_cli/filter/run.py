@@ -140,9 +140,9 @@ class Verdicts:
         place = int(self._place[record.row]) if record.row < len(self._place) else -1
         if place < 0 and record.row in self._skipped:
             return -1
-        if place >= 0 and isinstance(record, Record):
-            if self._digest[place].tobytes() == record.digest():
-                return place
+        same = isinstance(record, Record) and self._digest[place].tobytes() == record.digest()
+        if place >= 0 and same:
+            return place
         raise StoreError(
             f"{record.source}:{record.line}: not the record that was sketched into "
             f"{self._store.path}.",

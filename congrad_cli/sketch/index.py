@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from congrad_cli.records.containers import suffix_warning
 from congrad_cli.records.damage import DamageLimit
 from congrad_cli.records.reader import REF_FIELDS, RecordFile, language_detector, read_records
 from congrad_cli.records.record import DataFile, Record, Rejected
+from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import RecordSettings, SketchSettings
 
 NO_GROUP = -1
@@ -164,6 +165,21 @@ def index_data(
         ref_logp=found.reference_logps(),
         damage=damage,
     )
+
+
+def tell_rejects(
+    settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
+) -> None:
+    """Write ``--rejects``, where it is asked for; it must be no file of the data."""
+    path = settings.rejects
+    if path is None:
+        return
+    if path.resolve() in [file.path for file in index.files]:
+        raise UsageError(f"--rejects {path} is the data.", "name another file")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"--rejects {path}: a folder, or in one that is missing.",
+                         "name a file in a folder that is there")
+    write_rejects(path, index.files, {entry["row"]: entry for entry in entries})
 
 
 def check_settings(settings: SketchSettings) -> None:

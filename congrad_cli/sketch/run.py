@@ -1,7 +1,6 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from congrad_cli.directory import remove_store
 from congrad_cli.errors import ModelError, UsageError
 from congrad_cli.header import Source, StoreHeader, check_same, read_header
 from congrad_cli.progress import Progress
-from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
@@ -23,7 +21,7 @@ from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.index import DataIndex, check_settings
+from congrad_cli.sketch.index import DataIndex, check_settings, tell_rejects
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.pairs import TokenizedPair
@@ -33,15 +31,47 @@ from congrad_cli.store import GradientStore
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """All that is known before the weights are loaded."""
+
+    source: ModelSource
+    judge: ModelSource | None  # the reference
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    header: StoreHeader
+
+    def load(self, source: ModelSource, settings: SketchSettings, progress: Progress) -> Any:
+        """The model of ``source``, on its device."""
+        what = f"loading {source.name} ({self.dtype}, {self.device})"
+        progress.step(what.replace("torch.", ""))
+        return models.load_model(source, self.device, self.dtype, settings.device_map)
+
+
 def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
     """Sketch every pair of the indexed data into ``store``; its path once all is committed.
 
     Everything that can be refused is refused before the weights are loaded.
     """
     check_settings(settings)
-    _tell_rejects(settings, index, index.rejected)
+    tell_rejects(settings, index, index.rejected)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    plan = _plan(index, store, settings, progress)
+    here = (store / "store.json").exists() and not settings.overwrite
+    if here:
+        check_same(store, read_header(store), plan.header)
+        write_rejected(store, index.rejected)
+    if not here or not _done(store, index).all():
+        _sketch(index, store, settings, progress, plan)
+    tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
+    return store
+
+
+def _plan(
+    index: DataIndex, store: Path, settings: SketchSettings, progress: Progress
+) -> _Plan:
     source = find_model(settings.model, settings.revision, settings.adapter)
     tokenizer = models.load_tokenizer(source, settings.chat_template)
     if index.conversation:
@@ -53,30 +83,28 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
         "dtype": str(dtype).removeprefix("torch."),
         "reference": judge and models.model_fingerprint(judge, tokenizer)["weights"],
     })  # fmt: skip
-    here = (store / "store.json").exists() and not settings.overwrite
-    if here:
-        check_same(store, read_header(store), header)
-        write_rejected(store, index.rejected)
-        if _done(store, index).all():
-            _tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
-            return store
-    progress.step(f"loading {source.name} ({dtype}, {device})".replace("torch.", ""))
-    model = models.load_model(source, device, dtype, settings.device_map)
+    return _Plan(source, judge, tokenizer, device, dtype, header)
+
+
+def _sketch(
+    index: DataIndex, store: Path, settings: SketchSettings, progress: Progress, plan: _Plan
+) -> None:
+    """Load the model, make or continue the store, and sketch what is missing."""
+    model = plan.load(plan.source, settings, progress)
     models.check_positions(model, settings.max_length)
     everything = all_layers(model, settings.adapter is not None)
     layers = choose_layers(everything, settings.layers)
-    if judge:
-        progress.step(f"loading the reference {judge.name}")
-    reference = None if judge is None else Reference(
-        models.load_model(judge, device, dtype, settings.device_map), settings.share_prompt
+    reference = None if plan.judge is None else Reference(
+        plan.load(plan.judge, settings, progress), settings.share_prompt
     )  # fmt: skip
     can_share = use_shared_rows(model)
-    found = None if here and has_start(store) else find_start(model, layers, settings, can_share)
+    keeps = not settings.overwrite and has_start(store)
+    found = None if keeps else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
         remove_store(store, keep=Path(index.sources[0].path))
     if found is not None:
-        create_store(store, replace(header, width=found.width))
+        create_store(store, replace(plan.header, width=found.width))
         write_rejected(store, index.rejected)
         write_start(store, found)
     start = read_start(store, layers, read_header(store).width)
@@ -86,17 +114,15 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     scheme = projection.Projection(settings.dim, start.width, settings.seed, start.leading)
 
     def tell_coverage(pairs: list[TokenizedPair]) -> None:
-        progress.step(str(measure_coverage(model, everything, layers, pairs)))
+        progress.note(str(measure_coverage(model, everything, layers, pairs)))
 
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
-            settings, sketcher, reference, tokenizer, ShardWriter(store, read_header(store)),
+            settings, sketcher, reference, plan.tokenizer, ShardWriter(store, read_header(store)),
             index, _done(store, index), settings.batch_tokens or batch_tokens(sketcher, shared),
             progress, tell_coverage,
         )  # fmt: skip
         job.work(index.records(), shared)
-    _tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
-    return store
 
 
 def _header(
@@ -129,14 +155,6 @@ def _header(
             "transformers": transformers.__version__,
         },
     )
-
-
-def _tell_rejects(
-    settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
-) -> None:
-    """Write ``--rejects``, where it is asked for."""
-    if settings.rejects is not None:
-        write_rejects(settings.rejects, index.files, {entry["row"]: entry for entry in entries})
 
 
 def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:
