@@ -11,8 +11,8 @@ from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
 from congrad_cli.records import parse_record
 from congrad_cli.settings import RecordSettings
 from congrad_cli.sketch import model as models
-from congrad_cli.sketch.pairs import tokenize
 from congrad_cli.sketch.source import ModelSource, find_model
+from congrad_cli.sketch.tokens import Skip, tokenize
 
 
 def raised_by_transformers(cause: Exception) -> OSError:
@@ -95,8 +95,10 @@ def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) ->
         {"prompt": turn, "chosen": answers[0], "rejected": answers[1], "language": "en"}
     ).encode()
     record = parse_record(raw, 0, "data.jsonl", 7, RecordSettings())
+    skip = tokenize(record, tokenizer, 64)
+    assert isinstance(skip, Skip) and skip.code == "template"
     with pytest.raises(InputError, match=r"data.jsonl:7: .*roles must alternate"):
-        tokenize(record, tokenizer, 64)
+        raise skip.error
 
 
 def test_unreadable_template_file_and_impossible_device(tmp_path: Path, sample_data: Path) -> None:
