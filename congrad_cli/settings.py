@@ -55,7 +55,7 @@ class SketchSettings:
     revision: str | None = None
     chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
     max_length: int = changes_numbers(1024)
-    overlong: str = changes_numbers("truncate")
+    overlong: str = changes_numbers("truncate")  # what longer pairs are: truncate, skip, stop
     dim: int = changes_numbers(32768)
     width: int | None = changes_numbers(None)  # None: chosen for the model
     leading: int = changes_numbers(8)

@@ -25,8 +25,9 @@ from congrad_cli.sketch.forward import PairForward
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
 from congrad_cli.sketch.long_rows import SegmentMask, Steps, find_window, segment_attention
-from congrad_cli.sketch.pairs import PairBatch, TokenizedPair, batch_pairs
+from congrad_cli.sketch.pairs import PairBatch, batch_pairs
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.tokens import TokenizedPair
 
 VOCABULARY = 101
 COMMON: dict[str, Any] = {

@@ -10,8 +10,8 @@ from synthetic import parse_line
 
 from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
 from congrad_cli.sketch import model as models
-from congrad_cli.sketch.pairs import tokenize
 from congrad_cli.sketch.source import ModelSource, find_model
+from congrad_cli.sketch.tokens import Skip, tokenize
 
 
 def raised_by_transformers(cause: Exception) -> OSError:
@@ -94,8 +94,10 @@ def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) ->
         {"prompt": turn, "chosen": answers[0], "rejected": answers[1], "language": "en"}
     ).encode()
     record = parse_line(raw, 7)
+    skip = tokenize(record, tokenizer, 64)
+    assert isinstance(skip, Skip) and skip.code == "template"
     with pytest.raises(InputError, match=r"data.jsonl:7: .*roles must alternate"):
-        tokenize(record, tokenizer, 64)
+        raise skip.error
 
 
 def test_unreadable_template_file_and_impossible_device(tmp_path: Path, sample_data: Path) -> None:

@@ -16,8 +16,9 @@ from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.exact import as_matrices, exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer, all_layers
-from congrad_cli.sketch.pairs import Skip, TokenizedPair, batch_pairs, tokenize
+from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize
 
 BETA = 0.1
 MAX_LENGTH = 48

@@ -17,8 +17,8 @@ from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.model import load_model, load_tokenizer
-from congrad_cli.sketch.pairs import tokenize
 from congrad_cli.sketch.source import find_model
+from congrad_cli.sketch.tokens import tokenize
 from congrad_cli.store import GradientStore
 
 PAIRS = 24

@@ -22,9 +22,10 @@ from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
 from congrad_cli.sketch.model import load_model, load_tokenizer
-from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, cut_batches, tokenize
+from congrad_cli.sketch.pairs import batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.sketch.source import find_model
+from congrad_cli.sketch.tokens import TokenizedPair, tokenize
 
 VOCABULARY = 101
 

@@ -13,8 +13,9 @@ from congrad_cli.errors import ModelError, out_of_memory
 from congrad_cli.records.record import Record
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.layers import Layer, cannot_sketch
-from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs
+from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection, random_words
+from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.sketch.uses import MixedRowsError
 
 FLOAT32_TOLERANCE = 1e-5

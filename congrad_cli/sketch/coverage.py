@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from congrad_cli.errors import out_of_memory
 from congrad_cli.sketch.exact import pair_objective
 from congrad_cli.sketch.layers import Layer, is_block_linear
-from congrad_cli.sketch.pairs import TokenizedPair
+from congrad_cli.sketch.tokens import TokenizedPair
 
 PAIRS = 4
 """The energy is measured on at most so many pairs of the first window, the shortest ones: all

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from congrad_cli.sketch.layers import Layer
-from congrad_cli.sketch.pairs import TokenizedPair
 from congrad_cli.sketch.projection import FoldedSums, Projection
+from congrad_cli.sketch.tokens import TokenizedPair
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Progress
 from congrad_cli.records.record import Record
-from congrad_cli.settings import WINDOW, SketchSettings
+from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.ahead import ahead
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.forward import PairForward
@@ -23,13 +22,11 @@ from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.index import DataIndex
 from congrad_cli.sketch.pairs import (
     PairBatch,
-    Skip,
-    TokenizedPair,
     batch_pairs,
     cut_batches,
     padded_tokens,
-    tokenize,
 )
+from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize_all, windows
 from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.tensors import Arrays
 from congrad_cli.writer import SHARD_SECONDS, ShardWriter
@@ -58,6 +55,8 @@ class SketchJob:
     progress: Progress
     on_first_window: Callable[[list[TokenizedPair]], None]
     skipped: Counter[str] = field(default_factory=Counter)  # by code, in this run
+    truncated: int = 0  # pairs, in this run
+    longest: int = 0  # tokens of the longest of their sequences
     committed: float = field(default_factory=time.monotonic)  # when the last shard was closed
 
     def work(self, records: Iterator[Record], shared: bool) -> None:
@@ -78,13 +77,30 @@ class SketchJob:
                         continue
                     self._work_batch(batch, shared)
                     self.progress.advance(len(batch))
+                    self._count_truncated(batch)
                     self._commit_when_due()
         finally:
             self.writer.commit()
             self.progress.finish()
+            if self.truncated:
+                self.progress.warn(self._truncation())
             if self.skipped:
                 codes = ", ".join(f"{code} {count:,}" for code, count in self.skipped.items())
                 self.progress.step(f"pairs without a sketch: {codes}; see the store's skipped/")
+
+    def _count_truncated(self, batch: list[TokenizedPair]) -> None:
+        for pair in batch:
+            if pair.truncated and not self.done[pair.record.row]:
+                self.truncated += 1
+                self.longest = max(self.longest, *pair.whole_lengths)
+
+    def _truncation(self) -> str:
+        pairs, were = ("pair", "was") if self.truncated == 1 else ("pairs", "were")
+        return (
+            f"{self.truncated:,} {pairs} longer than {self.settings.max_length:,} tokens {were} "
+            f"truncated (longest {self.longest:,}). --max-length raises the limit; "
+            "--overlong skip drops them."
+        )
 
     def _commit_when_due(self) -> None:
         if self.writer.full or time.monotonic() - self.committed > SHARD_SECONDS:
@@ -92,17 +108,21 @@ class SketchJob:
             self.committed = time.monotonic()
 
     def _tokenized(self, records: Iterator[list[Record]]) -> Iterator[Window]:
-        """The windows that need work. Runs in a thread: it touches nothing of the job's state."""
+        """The windows that need work. Runs in a thread: it changes nothing of the job's state.
+
+        Raises the :class:`BadRecord` of the first pair that must stop the run.
+        """
+        settings = self.settings
         for window in records:
             if all(self.done[record.row] for record in window):
                 continue
-            results = [
-                tokenize(record, self.tokenizer, self.settings.max_length) for record in window
-            ]
-            yield Window(
-                [result for result in results if isinstance(result, TokenizedPair)],
-                [result for result in results if isinstance(result, Skip)],
-            )
+            found = tokenize_all(window, self.tokenizer, settings.max_length, settings.overlong)
+            skips = [item for item in found if isinstance(item, Skip)]
+            for skip in skips:
+                stops = skip.stops(settings.bad_records) and not self.done[skip.record.row]
+                if skip.error is not None and stops:
+                    raise skip.error
+            yield Window([item for item in found if isinstance(item, TokenizedPair)], skips)
 
     def _skip(self, skip: Skip) -> None:
         record = skip.record
@@ -256,9 +276,3 @@ class Reference:
     def log_probs(self, batch: PairBatch) -> Tensor:
         """Of chosen and rejected with the batch's token weights, [n, 2]."""
         return self._forward.log_probs(batch)[1]
-
-
-def windows(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Cut the records into windows of consecutive rows."""
-    for _, window in groupby(records, key=lambda record: record.row // WINDOW):
-        yield list(window)

@@ -1,115 +1,14 @@
-"""Record -> TokenizedPair -> PairBatch: tokens exactly as TRL's DPOTrainer makes them.
-
-Source: TRL 1.16, ``DPOTrainer._prepare_dataset`` and ``DataCollatorForPreference``. Prompt,
-prompt + chosen and prompt + rejected are tokenised apart; the answer starts where the first and
-either of the others part ways; plain texts get the end-of-sequence token unless they end with it;
-each sequence is cut at ``max_length`` from its end.
-"""
+"""TokenizedPair -> PairBatch: tokenised pairs laid out as rows, and cut into batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
-from congrad_cli.errors import InputError
-from congrad_cli.records.record import Messages, Record, Text
 from congrad_cli.sketch.attention import CHOSEN, PADDING, PROMPT, REJECTED
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedPair:
-    """The token ids of one pair, already cut to ``max_length``."""
-
-    record: Record
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the shared row."""
-        return len(self.prompt) + len(self.chosen) + len(self.rejected)
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """A pair that gets no sketch, and why."""
-
-    record: Record
-    code: str
-    message: str
-
-
-def tokenize(record: Record, tokenizer: Any, max_length: int) -> TokenizedPair | Skip:
-    """Tokenise one pair, or say why it cannot be sketched."""
-    if record.conversational:
-        ids, with_chosen, with_rejected = _tokenize_messages(record, tokenizer)
-    else:
-        ids, with_chosen, with_rejected = _tokenize_texts(record, tokenizer)
-    length = min(common_prefix(ids, with_chosen), common_prefix(ids, with_rejected))
-    if length >= max_length:
-        return Skip(
-            record,
-            "no-room",
-            f"the prompt alone has {length:,} tokens, so no answer fits in {max_length:,}",
-        )
-    chosen, rejected = with_chosen[length:max_length], with_rejected[length:max_length]
-    if not chosen or not rejected or (length == 0 and 1 in (len(chosen), len(rejected))):
-        return Skip(record, "no-tokens", "an answer has no token whose probability is defined")
-    if chosen == rejected:
-        return Skip(
-            record, "same-tokens", f"the answers do not differ within {max_length:,} tokens"
-        )
-    return TokenizedPair(record, ids[:length], chosen, rejected)
-
-
-def _tokenize_texts(record: Record, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    end: str = tokenizer.eos_token or ""
-
-    def ids(text: Text) -> list[int]:
-        return list(tokenizer(text)["input_ids"])
-
-    def closed(text: Text) -> str:
-        assert isinstance(text, str)
-        return text if text.endswith(end) else text + end
-
-    assert isinstance(record.prompt, str)
-    return (
-        ids(record.prompt),
-        ids(record.prompt + closed(record.chosen)),
-        ids(record.prompt + closed(record.rejected)),
-    )
-
-
-def _tokenize_messages(record: Record, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    def ids(messages: Messages, **arguments: Any) -> list[int]:
-        try:
-            encoded = tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, **record.template, **arguments
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"{record.source}:{record.line}: the chat template refuses this conversation: "
-                f"{error}.",
-                f"saw: roles {', '.join(message['role'] for message in messages)}",
-                "mend the line, or pass another --chat-template",
-            ) from error
-        return list(encoded["input_ids"])
-
-    prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
-    assert isinstance(prompt, list) and isinstance(chosen, list) and isinstance(rejected, list)
-    return ids(prompt, add_generation_prompt=True), ids(prompt + chosen), ids(prompt + rejected)
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
+from congrad_cli.sketch.tokens import TokenizedPair
 
 
 @dataclass(frozen=True, slots=True)

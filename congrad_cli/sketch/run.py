@@ -24,7 +24,7 @@ from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings, tell_rejects
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.pairs import TokenizedPair
+from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
 from congrad_cli.store import GradientStore
@@ -59,7 +59,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     if settings.threads:
         torch.set_num_threads(settings.threads)
     plan = _plan(index, store, settings, progress)
-    here = (store / "store.json").exists() and not settings.overwrite
+    here = _goes_on(store, settings)
     if here:
         check_same(store, read_header(store), plan.header)
         write_rejected(store, index.rejected)
@@ -67,6 +67,11 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
         _sketch(index, store, settings, progress, plan)
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
     return store
+
+
+def _goes_on(store: Path, settings: SketchSettings) -> bool:
+    """Whether a store is there that is to be continued."""
+    return (store / "store.json").exists() and not settings.overwrite
 
 
 def _plan(
@@ -98,7 +103,7 @@ def _sketch(
         plan.load(plan.judge, settings, progress), settings.share_prompt
     )  # fmt: skip
     can_share = use_shared_rows(model)
-    keeps = not settings.overwrite and has_start(store)
+    keeps = _goes_on(store, settings) and has_start(store)
     found = None if keeps else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.

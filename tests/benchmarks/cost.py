@@ -41,8 +41,9 @@ from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.pairs import PairBatch, TokenizedPair, batch_pairs, cut_batches
+from congrad_cli.sketch.pairs import PairBatch, batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.tokens import TokenizedPair
 
 BUDGET, BETA = 2048, 0.1
 Work = Callable[[], object]

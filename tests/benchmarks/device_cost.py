@@ -20,8 +20,9 @@ from congrad_cli.records import Record
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, cut_batches
+from congrad_cli.sketch.pairs import batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.tokens import TokenizedPair
 
 SHAPES = {
     "llama-3-8b": {

@@ -39,9 +39,10 @@ from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.model import load_model, load_tokenizer
-from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs, tokenize
+from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
 from congrad_cli.sketch.source import find_model
+from congrad_cli.sketch.tokens import TokenizedPair, tokenize
 from congrad_cli.sketch.width import choose_width
 
 BLOCK = 1 << 18

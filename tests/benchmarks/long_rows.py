@@ -24,8 +24,9 @@ from congrad_cli.records import Record
 from congrad_cli.sketch import long_rows
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.pairs import TokenizedPair, batch_pairs
+from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
+from congrad_cli.sketch.tokens import TokenizedPair
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,

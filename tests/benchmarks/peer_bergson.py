@@ -19,7 +19,7 @@ from bergson.data import allocate_batches
 from bergson.gradients import GradientProcessor
 from datasets import Dataset
 
-from congrad_cli.sketch.pairs import TokenizedPair
+from congrad_cli.sketch.tokens import TokenizedPair
 
 SIDE = 16
 _processor = GradientProcessor(projection_dim=SIDE)  # kept: it holds the projections
