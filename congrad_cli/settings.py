@@ -55,7 +55,7 @@ class SketchSettings:
     revision: str | None = None
     chat_template: str | None = None  # a file, or "plain"; None: the tokenizer's own
     max_length: int = changes_numbers(1024)
-    overlong: str = changes_numbers("truncate")  # what longer pairs are: truncate, skip, stop
+    overlong: str = "truncate"  # what becomes of longer pairs: truncate, skip, stop
     dim: int = changes_numbers(32768)
     width: int | None = changes_numbers(None)  # None: chosen for the model
     leading: int = changes_numbers(8)
@@ -117,9 +117,13 @@ class FilterSettings:
 
 
 def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:
-    """The fields of ``settings`` that change the sketches, by name."""
-    return {
+    """The fields of ``settings`` that change the sketches, by name.
+
+    Of ``overlong`` only ``skip`` is one: where a run does not stop, ``stop`` is ``truncate``.
+    """
+    result = {
         item.name: getattr(settings, item.name)
         for item in fields(settings)
         if item.metadata.get("changes_numbers")
     }
+    return result | ({"overlong": "skip"} if settings.overlong == "skip" else {})

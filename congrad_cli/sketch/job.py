@@ -31,6 +31,9 @@ from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.tensors import Arrays
 from congrad_cli.writer import SHARD_SECONDS, ShardWriter
 
+BROKEN = ("template", "not-finite", "zero-gradient")
+"""Codes of pairs that are damaged, and not just too long or too much alike."""
+
 
 @dataclass
 class Window:
@@ -86,7 +89,7 @@ class SketchJob:
                 self.progress.warn(self._truncation())
             if self.skipped:
                 codes = ", ".join(f"{code} {count:,}" for code, count in self.skipped.items())
-                self.progress.step(f"pairs without a sketch: {codes}; see the store's skipped/")
+                self.progress.note(f"pairs without a sketch: {codes}; see the store's skipped/")
 
     def _count_truncated(self, batch: list[TokenizedPair]) -> None:
         for pair in batch:
@@ -130,10 +133,13 @@ class SketchJob:
             return
         self.writer.skip(record.row, record.source, record.line, skip.code, skip.message)
         self.progress.warn(
-            f"{record.source}:{record.line}: skipped ({skip.code}): {skip.message}"
+            f"{record.source}:{record.line}: skipped ({skip.code}): {skip.message}", skip.code
         )
         self.progress.advance(1)
         self.skipped[skip.code] += 1
+        if skip.code in BROKEN:
+            self.index.damage.codes[skip.code] += 1
+            self.index.damage.check(self.index.rows)
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id

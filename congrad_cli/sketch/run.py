@@ -22,11 +22,11 @@ from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings, tell_rejects
-from congrad_cli.sketch.job import Reference, SketchJob
+from congrad_cli.sketch.job import BROKEN, Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
+from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.store import GradientStore
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
@@ -121,6 +121,8 @@ def _sketch(
     def tell_coverage(pairs: list[TokenizedPair]) -> None:
         progress.note(str(measure_coverage(model, everything, layers, pairs)))
 
+    before = GradientStore.open(store).skipped().values()
+    index.damage.codes.update(code for code in before if code in BROKEN)
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
             settings, sketcher, reference, plan.tokenizer, ShardWriter(store, read_header(store)),
