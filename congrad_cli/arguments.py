@@ -71,6 +71,8 @@ def languages(labels: str | None) -> tuple[str, ...]:
 def data_names(data: Sequence[str] | None) -> list[str]:
     """The data's files as the user names them; ``-`` alone for what is piped in."""
     names = list(data or ["-"])
+    if not all(names):
+        raise UsageError("'' is no file of pairs.", "name a file, or - for stdin")
     if "-" in names and len(names) > 1:
         raise UsageError("- (stdin) and files together.", "pass one or the other")
     if names == ["-"] and sys.stdin.isatty():

@@ -6,13 +6,14 @@
 import os
 
 import pytest
-from test_records import BAD, line
+from test_records import BAD, TALK, line
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_data_ends_with_one_located_message(kind, forked_congrad, tiny_model, tmp_path):
     raw, what, hint = BAD[kind]
-    (tmp_path / "data.jsonl").write_bytes(line() + b"\n" + raw)
+    good = line(TALK) if b'"prompt": [' in raw or b'"prompt": {' in raw else line()  # the file's shape, which is one
+    (tmp_path / "data.jsonl").write_bytes(good + b"\n" + raw)
     done = forked_congrad("sketch", "data.jsonl", "--model", tiny_model, "-q", cwd=tmp_path)
     text = done.stderr.decode()
     assert done.returncode == 3, text

@@ -382,7 +382,7 @@ def test_the_score_file_tells_about_every_pair(
     done = good(forked_congrad("filter", agreed_store, "--scores", scores))
     entries = json_lines(scores)
     assert {tuple(entry) for entry in entries} == {
-        ("row", "line", "id", "group", "score", "error", "keep", "reason")}
+        ("row", "source", "line", "id", "group", "score", "error", "keep", "reason")}
     records = [json.loads(line) for line in small_lines]
     for row, (entry, record) in enumerate(zip(entries, records, strict=True)):
         assert (entry["row"], entry["line"]) == (row, row + 1)
@@ -588,7 +588,8 @@ def test_prompts_that_leave_no_room_are_skipped_counted_and_dropped(
         dropped.read_bytes().splitlines(keepends=True))
     assert Counter((done.stdout + dropped.read_bytes()).splitlines()) == Counter(
         small_pairs.read_bytes().splitlines())
-    assert no_room.isdisjoint(entry["row"] for entry in json_lines(scores))
+    assert no_room == {entry["row"] for entry in json_lines(scores)
+                       if entry["reason"] == "no-room" and entry["score"] is None}
 
 
 # --- models ----------------------------------------------------------------------------------
@@ -682,8 +683,12 @@ def test_a_model_that_cannot_be_had_is_an_error_with_the_cure(
     [
         (("sketch", "d.jsonl"), "--model is missing"),
         (("sketch", "d.jsonl", "-m", "m", "--dtype", "int8"), "--dtype int8"),
-        (("sketch", ".", "-m", "m"), "'.' is no file"),
         (("sketch", "", "-m", "m"), "'' is no file"),
+        (("sketch", "-", "d.jsonl", "-m", "m"), "- (stdin) and files together"),
+        (("sketch", "d.jsonl", "-m", "m", "--json"), "--json needs --dry-run"),
+        (("sketch", "d.jsonl", "-m", "m", "--max-bad", "3"), "needs --bad-records skip"),
+        (("sketch", "d.jsonl", "-m", "m", "--shape", "round"), "--shape round"),
+        (("sketch", "d.jsonl", "-m", "m", "--group-by", "a,"), "--group-by 'a,'"),
         (("consensus", "s", "--method", "magic"), "--method magic"),
         (("consensus", "s", "--average", "mode"), "--average mode"),
         (("consensus", "s", "--pair-norm", "huge"), "--pair-norm huge"),

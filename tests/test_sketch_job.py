@@ -34,7 +34,7 @@ class Told(Silent):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def warn(self, message: str) -> None:
+    def warn(self, message: str, kind: str = "") -> None:
         self.warnings.append(message)
 
 

@@ -16,12 +16,12 @@ PAIRS = 48
 
 ANNOUNCED = """
 import os, pathlib, sys
-from congrad_cli import cli, store
-append = store.ShardWriter.append
+from congrad_cli import cli, writer as writing
+append = writing.ShardWriter.append
 def announced(writer, arrays):
     append(writer, arrays)
     pathlib.Path(os.environ["MARK"]).touch()
-store.ShardWriter.append = announced
+writing.ShardWriter.append = announced
 cli.main()
 """
 """The real command, which also touches a file when it has its first rows in hand."""

@@ -31,7 +31,9 @@ OPTIONS = {
         "--gradient-checkpointing", "--bad-records",
         "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
         "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
-        "--id-field", "--language", "--quiet", "-q",
+        "--id-field", "--language", "--languages", "--detect-language", "--min-confidence",
+        "--shape", "--group-by", "--overlong", "--max-bad", "--rejects", "--dry-run", "--json",
+        "--quiet", "-q",
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",

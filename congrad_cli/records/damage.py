@@ -7,7 +7,7 @@ from congrad_cli.records.record import BadRecord
 
 NO_PAIRS = ("tie",)
 """Codes of records that are in order and yet no pair: always left out, never an error."""
-SKIP_HINT = "or pass --bad-records skip: such records are counted and left out"
+SKIP_HINT = "or pass --bad-records skip to leave such records out and count them"
 
 
 class DamageLimit:
@@ -28,7 +28,8 @@ class DamageLimit:
     def count(self, error: BadRecord) -> None:
         """Count a bad record, or raise what is wrong with it."""
         if self._stop and error.code not in NO_PAIRS:
-            error.hints = (*error.hints, SKIP_HINT)
+            *others, cure = error.hints or ("mend the record",)
+            error.hints = (*others, f"{cure}; {SKIP_HINT}")
             raise error
         self.codes[error.code] += 1
         if self._most is not None and self._most >= 1:
