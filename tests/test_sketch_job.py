@@ -14,14 +14,16 @@ from zoo import build, zoo
 
 from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Silent
-from congrad_cli.records.record import DataFile
+from congrad_cli.records.record import BadRecord, DataFile
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.sketch import run as sketching
 from congrad_cli.sketch.ahead import ahead
 from congrad_cli.sketch.budget import ROWS, SHARE, fit_tokens
 from congrad_cli.sketch.gradients import BatchSketch, PairSketcher
 from congrad_cli.sketch.index import index_data
+from congrad_cli.sketch.job import SketchJob
 from congrad_cli.sketch.pairs import PairBatch
+from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.store import GradientStore
 
@@ -180,6 +182,92 @@ def test_bad_gradients_can_be_skipped_and_are_counted(
         directions(store), np.delete(directions(healthy), 7, axis=0)
     )
     store.require_complete()
+
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+REFUSES = "{% if 'zebra' in messages[0]['content'] %}{{ raise_exception('no zebras') }}{% endif %}"
+
+
+def conversations(data: Path) -> Path:
+    """The same pairs as message lists."""
+    lines = [json.loads(line) for line in data.read_bytes().splitlines()]
+    for line in lines:
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+            line[name] = [{"role": role, "content": line[name]}]
+    path = data.with_name("conversations.jsonl")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_refused_conversation_is_damage_that_can_be_skipped(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(REFUSES + TEMPLATE)
+    talks = conversations(data)
+    with pytest.raises(BadRecord, match=r"pairs\.jsonl:8: the chat template .*: no zebras\."):
+        sketch(model, talks, tmp_path / "store", chat_template=str(template))
+    store, told = sketch(
+        model, talks, tmp_path / "store", chat_template=str(template), bad_records="skip"
+    )
+    assert store.row.tolist() == [row for row in range(12) if row != 7]
+    assert [(entry["row"], entry["code"]) for entry in store.skipped()] == [(7, "template")]
+    assert told.warnings == [
+        "pairs.jsonl:8: skipped (template): the chat template refuses this conversation: no zebras"
+    ]
+
+
+def test_what_was_skipped_as_damage_does_not_stop_a_later_run(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(REFUSES + TEMPLATE)
+    options = {"chat_template": str(template), "share_prompt": False, "batch_tokens": 1}
+    talks = conversations(data)
+    whole, worked = SketchJob._work_batch, []
+
+    def killed(self: SketchJob, batch: list[TokenizedPair], shared: bool) -> None:
+        if len(worked) == 3:
+            raise KeyboardInterrupt
+        worked.append(batch)
+        whole(self, batch, shared)
+
+    monkeypatch.setattr(SketchJob, "_work_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sketch(model, talks, tmp_path / "store", bad_records="skip", **options)
+    monkeypatch.setattr(SketchJob, "_work_batch", whole)
+    store, _ = sketch(model, talks, tmp_path / "store", **options)
+    assert len(store) == 11
+    store.require_complete()
+
+
+def test_truncation_is_told_once_with_the_longest(model: Path, data: Path, tmp_path: Path) -> None:
+    _, told = sketch(model, data, tmp_path / "all")
+    assert told.warnings == []
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lengths = [
+        max(len(tokenizer(line["prompt"] + line[side] + tokenizer.eos_token)["input_ids"])
+            for side in ("chosen", "rejected"))
+        for line in map(json.loads, data.read_bytes().splitlines())
+    ]  # fmt: skip
+    limit = max(lengths) - 4
+    longer = sum(length > limit for length in lengths)
+    assert longer > 1
+    store, told = sketch(model, data, tmp_path / "cut", max_length=limit)
+    assert len(store) == 12
+    assert told.warnings == [
+        f"{longer} pairs longer than {limit} tokens were truncated (longest {max(lengths)}). "
+        "--max-length raises the limit; --overlong skip drops them."
+    ]
+    _, told = sketch(model, data, tmp_path / "one", max_length=max(lengths) - 1)
+    assert told.warnings[0].startswith(f"1 pair longer than {max(lengths) - 1} tokens was trunc")
+    store, told = sketch(model, data, tmp_path / "dropped", max_length=limit, overlong="skip")
+    assert len(store) == 12 - longer
+    assert {entry["code"] for entry in store.skipped()} == {"overlong"}
+    assert not any("truncated" in warning for warning in told.warnings)
+    with pytest.raises(BadRecord, match=rf"pairs\.jsonl:\d+: .* more than --max-length {limit}\."):
+        sketch(model, data, tmp_path / "stop", max_length=limit, overlong="stop",
+               bad_records="skip")
 
 
 def test_ahead_works_one_item_ahead_in_order_and_hands_on_errors() -> None:

@@ -31,9 +31,9 @@ def choose_width(
     model: Any, layers: Mapping[str, Layer], leading: Mapping[str, Tensor], dim: int
 ) -> int:
     """The smallest of ``WIDTHS`` that keeps the error within ``TOLERANCE`` / sqrt(D)."""
-    possible = [width for width in WIDTHS if dim % width == 0]
-    if not possible:
-        return dim & -dim  # the largest power of two that divides D
+    possible = possible_widths(dim)
+    if len(possible) == 1:
+        return possible[0]
     scheme = Projection(PROBE_DIM, PROBE_WIDTH, 0, leading)
     with PairSketcher(model, layers, scheme) as sketcher:
         pairs = [probe(sketcher.vocabulary, f"width-{index}") for index in range(PAIRS)]
@@ -46,6 +46,11 @@ def choose_width(
         if 1 / dim + noise / width <= TOLERANCE**2 / dim:
             return width
     return possible[-1]
+
+
+def possible_widths(dim: int) -> list[int]:
+    """Those of ``WIDTHS`` that divide D, ascending; where none does, D's largest power of two."""
+    return [width for width in WIDTHS if dim % width == 0] or [dim & -dim]
 
 
 def input_side_error(rows: Tensor, width: int) -> float:
