@@ -16,6 +16,8 @@ from congrad_cli.records.record import Item
 CHUNK = 1 << 18
 QUICK = 1 << 20
 """In a longer window Python's scanner is not tried: its objects take many times the bytes."""
+SHOWN = 32
+"""So many bytes of what is wrong are shown."""
 BLANK = b" \t\r\n"
 QUOTE, BACKSLASH, COMMA, END = b'"\\,]'
 CLOSERS = {ord("["): ord("]"), ord("{"): ord("}")}
@@ -94,11 +96,12 @@ class _Array:
 
     def read_trailer(self) -> Fault | None:
         """What is wrong with the file behind the closing bracket."""
-        piece = self._data[self._start :]
+        piece = self._data[self._start :] or self._stream.read(CHUNK)
         while piece:
             text = piece.lstrip(BLANK)
             self.line += piece.count(b"\n", 0, len(piece) - len(text))
             if text:
+                text += self._stream.read(SHOWN)
                 return Fault("not-json", "text after the array's closing bracket.",
                              f"saw: {_shown(text)}",
                              "a file is one array, or one object on each line")
@@ -159,7 +162,7 @@ class _Array:
 
     def _fail(self, at: int, what: str, *hints: str) -> bool:
         self.rest = self._data[self._start : at + 1]
-        before = self._data[max(self._start, at - 30) : at + 1]
+        before = self._data[max(self._start, at + 1 - SHOWN) : at + 1]
         self.line += self.rest.count(b"\n", 0, at - self._start)
         self.fault = Fault("not-json", what, f"saw: {_shown(before)}", *hints)
         return False
@@ -201,5 +204,4 @@ def _after_blanks(text: str, at: int) -> int:
 
 
 def _shown(seen: bytes) -> str:
-    text = seen[:31].decode("utf-8", "backslashreplace").strip()
-    return f"{text[:30]!r}"
+    return repr(seen[:SHOWN].decode("utf-8", "backslashreplace").strip())
