@@ -94,8 +94,12 @@ def test_an_array_writer_writes_nothing_before_it_must():
     assert out.getvalue() == b""
 
 
+def unpack_zstd(data: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+
+
 @pytest.mark.parametrize(("name", "unpack"), [
-    ("x.jsonl.gz", gzip.decompress), ("x.ZST", lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)),
+    ("x.jsonl.gz", gzip.decompress), ("x.ZST", unpack_zstd),
     ("x.jsonl", bytes), ("gz", bytes),
 ])  # fmt: skip
 def test_an_output_is_packed_as_its_name_says_and_always_alike(path, name, unpack):

@@ -253,6 +253,7 @@ class _ZstdFrame:
             raise _UnpackError(str(error).removeprefix("zstd decompressor error: ")) from error
 
     def rest(self, _data: bytes, /) -> bytes:
+        """Nothing: zstandard keeps no state to go back to. Pieces are small for this too."""
         return b""
 
 
