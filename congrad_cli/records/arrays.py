@@ -1,10 +1,12 @@
 """One JSON array -> its elements, one at a time.
 
-Only brackets, strings and commas are looked at, in bytes: they tell where an element ends. What
-lies between them is judged later, element by element, so that one bad element costs no other. A
-file ends early only where nobody could tell any more where an element ends.
+Where an element ends, Python's own JSON scanner says fastest. Where it cannot (the element is
+malformed, or long, or goes on behind what was read), only brackets, strings and commas are looked
+at: what lies between them is judged later, element by element, so that one bad element costs no
+other. A file ends early only where nobody could tell any more where an element ends.
 """
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -12,11 +14,17 @@ from congrad_cli.records.compression import ByteStream, Fault
 from congrad_cli.records.record import Item
 
 CHUNK = 1 << 18
+QUICK = 1 << 20
+"""In a longer window Python's scanner is not tried: its objects take many times the bytes."""
+SHOWN = 32
+"""So many bytes of what is wrong are shown."""
 BLANK = b" \t\r\n"
 QUOTE, BACKSLASH, COMMA, END = b'"\\,]'
 CLOSERS = {ord("["): ord("]"), ord("{"): ord("}")}
 INSIDE = re.compile(rb'["\[\]{}]')
 OUTSIDE = re.compile(rb'["\[\]{},]')
+BLANKS = re.compile(r"[ \t\r\n]+")
+scan_value = json.JSONDecoder().raw_decode
 
 
 def read_array(stream: ByteStream, name: str, longest: int, held: int) -> Iterator[Item]:
@@ -64,17 +72,20 @@ class _Array:
         self._stream, self._held = stream, held
         self._data, self._start, self._at = b"", 0, 0
         self._closers = bytearray()  # those that are still to come, the next one last
+        self._text, self._char = "", 0  # the window as text, and where in it the element begins
         while piece := stream.read(CHUNK):
             before, bracket, self._data = piece.partition(b"[")
             self.line += before.count(b"\n")
             if bracket:
+                self._decode()
                 break
 
     def next_element(self) -> bytes | None:
         """The next element's bytes, or None after the last one."""
         while not self.closed and self.fault is None:
-            if self._find_end():
-                raw = self._data[self._start : self._at]
+            raw = b"" if self._closers else self._scan()
+            if raw or self._find_end():
+                raw = raw or self._slice()
                 self.closed = self._data[self._at] == END
                 self._at += 1
                 self._start = self._at
@@ -85,16 +96,40 @@ class _Array:
 
     def read_trailer(self) -> Fault | None:
         """What is wrong with the file behind the closing bracket."""
-        piece = self._data[self._start :]
+        piece = self._data[self._start :] or self._stream.read(CHUNK)
         while piece:
             text = piece.lstrip(BLANK)
             self.line += piece.count(b"\n", 0, len(piece) - len(text))
             if text:
+                text += self._stream.read(SHOWN)
                 return Fault("not-json", "text after the array's closing bracket.",
                              f"saw: {_shown(text)}",
                              "a file is one array, or one object on each line")
             piece = self._stream.read(CHUNK)
         return self._stream.fault
+
+    def _scan(self) -> bytes:
+        """The element, with ``_at`` at its end, by Python's scanner; nothing if that cannot say."""
+        text, begin = self._text, self._char
+        try:
+            end = _after_blanks(text, scan_value(text, _after_blanks(text, begin))[1])
+        except (ValueError, RecursionError):
+            return b""
+        if text[end : end + 1] not in (",", "]"):
+            return b""
+        raw = text[begin:end].encode("utf-8", "surrogateescape")
+        self._char, self._at = end + 1, self._start + len(raw)
+        return raw
+
+    def _slice(self) -> bytes:
+        raw = self._data[self._start : self._at]
+        self._char += len(raw.decode("utf-8", "surrogateescape")) + 1 if self._text else 0
+        return raw
+
+    def _decode(self) -> None:
+        quick = len(self._data) <= QUICK
+        self._text = self._data.decode("utf-8", "surrogateescape") if quick else ""
+        self._char = 0
 
     def _find_end(self) -> bool:
         """Go on to the comma or bracket that ends the element; False where more is needed."""
@@ -127,7 +162,7 @@ class _Array:
 
     def _fail(self, at: int, what: str, *hints: str) -> bool:
         self.rest = self._data[self._start : at + 1]
-        before = self._data[max(self._start, at - 30) : at + 1]
+        before = self._data[max(self._start, at + 1 - SHOWN) : at + 1]
         self.line += self.rest.count(b"\n", 0, at - self._start)
         self.fault = Fault("not-json", what, f"saw: {_shown(before)}", *hints)
         return False
@@ -142,6 +177,7 @@ class _Array:
             return
         piece = self._stream.read(min(max(CHUNK, len(data)), self._held + 1 - len(data)))
         self._data = data + piece
+        self._decode()
         if not piece:
             self.line += data.rstrip(BLANK).count(b"\n")
             self.rest = data
@@ -162,6 +198,10 @@ def _string_end(data: bytes, start: int) -> int:
     return -1
 
 
+def _after_blanks(text: str, at: int) -> int:
+    blanks = BLANKS.match(text, at)
+    return blanks.end() if blanks else at
+
+
 def _shown(seen: bytes) -> str:
-    text = seen[:31].decode("utf-8", "backslashreplace").strip()
-    return f"{text[:30]!r}"
+    return repr(seen[:SHOWN].decode("utf-8", "backslashreplace").strip())

@@ -82,11 +82,13 @@ class ByteStream:
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes, fewer only at the end."""
-        return self._guarded(self._reader.read, size)
+        data: bytes = self._guarded(self._reader.read, size)
+        return data
 
     def readline(self, size: int) -> bytes:
         """The next bytes up to a newline, that included, and at most ``size``."""
-        return self._guarded(self._reader.readline, size)
+        data: bytes = self._guarded(self._reader.readline, size)
+        return data
 
     def _guarded(self, call: Callable[[int], Any], argument: int) -> Any:
         try:
@@ -251,6 +253,7 @@ class _ZstdFrame:
             raise _UnpackError(str(error).removeprefix("zstd decompressor error: ")) from error
 
     def rest(self, _data: bytes, /) -> bytes:
+        """Nothing: zstandard keeps no state to go back to. Pieces are small for this too."""
         return b""
 
 

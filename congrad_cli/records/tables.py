@@ -23,6 +23,7 @@ ROWS = 256
 """How many rows are turned to Python at once."""
 BUFFER = 1 << 20
 
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 Convert = Callable[[Any], Any]
 
 
@@ -142,7 +143,7 @@ def _values(batch: Any, converters: list[Convert | None]) -> Iterator[tuple[Any,
 
 def _line(names: list[str], values: tuple[Any, ...]) -> bytes:
     row = dict(zip(names, values, strict=True))
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return encode(row).encode() + b"\n"
 
 
 def _converter(kind: Any, inside: bool) -> Convert | None:
