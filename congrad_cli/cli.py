@@ -246,7 +246,7 @@ def _dry_run(
         out.flush()
     console.show_dry_run(report)
     if report.refusal:
-        raise InputError(report.refusal)
+        raise InputError(f"a sketch would stop: {report.refusal}")
 
 
 def _be_calm() -> None:

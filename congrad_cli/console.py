@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
     from congrad_cli.demo import DemoResult
     from congrad_cli.filter.run import FilterSummary
+    from congrad_cli.sketch.dry_run import DryRun
 
 OPEN_WIDTH = 400
 WORST_SHOWN = 12
@@ -243,6 +244,28 @@ def show_filter(summary: "FilterSummary") -> None:
         f" Borderline, within one error of the threshold: {summary.borderline:,}.")
     say("filter", f"kept {sum(summary.kept):,}, dropped {dropped:,}"
         + (f" ({reasons})." if reasons else ".") + borderline)
+
+
+def show_dry_run(report: "DryRun") -> None:
+    """Per group: pairs and their lengths in tokens; then what would be left out."""
+    tokens = report.tokens
+    rows = []
+    for group in (*tokens.groups, *([tokens.overall] if len(tokens.groups) > 1 else [])):
+        lengths = [f"{group.row.get(name, 0):,}" for name in ("p50", "p95", "max")]
+        middle = [f"{part.get('p50', 0):,}" for part in (group.prompt, group.chosen,
+                                                         group.rejected)]
+        share = f"{group.truncated / group.pairs:.1%}" if group.pairs else "-"
+        rows.append((group.name, f"{group.pairs:,}", f"{sum(group.skipped.values()):,}", share,
+                     *middle, *lengths))
+    table("dry run (tokens: medians of prompt, chosen and rejected; the shared row)",
+          ("group", "pairs", "skipped", "truncated", "prompt", "chosen", "rejected", "row", "95 %",
+           "longest"), rows)
+    reasons = ", ".join(f"{code} {count:,}" for code, count in report.left_out.items())
+    say("dry run", f"{tokens.overall.pairs:,} of {report.index.rows:,} records would be sketched, "
+        f"{tokens.overall.tokens:,} tokens in all; the store would take "
+        f"{report.store_bytes / 1e6:,.1f} MB.",
+        *([f"left out: {reasons}"] if reasons else []),
+        *(example for examples in tokens.examples.values() for example in examples))
 
 
 def show_demo(result: "DemoResult") -> None:

@@ -12,7 +12,8 @@ from test_records import BAD, TALK, line
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_data_ends_with_one_located_message(kind, forked_congrad, tiny_model, tmp_path):
     raw, what, hint = BAD[kind]
-    good = line(TALK) if b'"prompt": [' in raw or b'"prompt": {' in raw else line()  # the file's shape, which is one
+    talk = b'"prompt": [' in raw or b'"prompt": {' in raw
+    good = line(TALK) if talk else line()  # a file has one shape
     (tmp_path / "data.jsonl").write_bytes(good + b"\n" + raw)
     done = forked_congrad("sketch", "data.jsonl", "--model", tiny_model, "-q", cwd=tmp_path)
     text = done.stderr.decode()

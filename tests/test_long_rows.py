@@ -18,7 +18,7 @@ from transformers.masking_utils import (
 )
 from zoo import ARCHITECTURES, WINDOW, build, zoo
 
-from congrad_cli.records import Record
+from congrad_cli.records.record import Record
 from congrad_cli.sketch import attention, long_rows
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.forward import PairForward

@@ -167,6 +167,14 @@ def index_data(
     )
 
 
+def optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:
+    """Which columns a store of these settings and data has beside those that all have."""
+    columns = [] if settings.token_weighting == "sum" else ["weighted_logp"]
+    if settings.reference is not None or index.ref_logp is not None:
+        columns.append("ref_logp")
+    return columns
+
+
 def tell_rejects(
     settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
 ) -> None:

@@ -21,7 +21,7 @@ from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.index import DataIndex, check_settings, tell_rejects
+from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
 from congrad_cli.sketch.job import BROKEN, Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.source import ModelSource, find_model
@@ -155,7 +155,7 @@ def _header(
             },
         },
         token_weighting=settings.token_weighting,
-        optional=_optional_columns(settings, index),
+        optional=optional_columns(settings, index),
         versions={
             "congrad": __version__,
             "torch": torch.__version__,
@@ -202,10 +202,3 @@ def _reference(
             "a reference must read the same tokens: the model before training, or its base",
         )
     return judge
-
-
-def _optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:
-    columns = [] if settings.token_weighting == "sum" else ["weighted_logp"]
-    if settings.reference is not None or index.ref_logp is not None:
-        columns.append("ref_logp")
-    return columns

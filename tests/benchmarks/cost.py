@@ -36,7 +36,7 @@ from hook_clock import HookClock
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from congrad_cli.records import Record
+from congrad_cli.records.record import Record
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.gradients import PairSketcher

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from congrad_cli.records import Record
+from congrad_cli.records.record import Record
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import all_layers, choose_layers

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from congrad_cli.progress import Silent
 from congrad_cli.records.record import Record
 from congrad_cli.settings import STORE_DTYPES, WINDOW, SketchSettings
-from congrad_cli.sketch.dry_run import EXAMPLES, QUANTILES, TokenReport, measure, store_bytes
+from congrad_cli.sketch.token_report import EXAMPLES, QUANTILES, TokenReport, measure, store_bytes
 from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize
 from congrad_cli.store import ShardWriter, create_store
 from congrad_cli.tensors import Arrays
