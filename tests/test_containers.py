@@ -148,6 +148,7 @@ def test_both_scanners_of_arrays_agree_on_whatever_comes(file, data):
     (b"[,1]", [b"", b"1"], 1, "not-json"),
     (b"[1\n, ]", [b"1\n", b" "], 2, "not-json"),
     (b"[1]\n\n[2]", [b"1", b""], 3, "not-json"),
+    (b"[\n]\nx", [b""], 3, "not-json"),
     (b"[1] x", [b"1", b""], 1, "not-json"),
     (b'[{},\n{"a": [1}, {}]', [b"{}", b'\n{"a": [1}'], 2, "not-json"),
     (b'[{},\n{"a": "b\n"}, {}]', [b"{}", b'\n{"a": "b\n'], 2, "not-json"),

@@ -40,6 +40,7 @@ def read_array(stream: ByteStream, name: str, longest: int, held: int) -> Iterat
         damage = None
         if not body:
             if first and array.closed:
+                array.line = line
                 break
             damage = Fault("not-json", "nothing stands between two commas or brackets.",
                            "remove the comma that is too much").at(name, line)
