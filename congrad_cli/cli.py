@@ -251,7 +251,7 @@ def _dry_run(
 
 def _be_calm() -> None:
     """No warnings of libraries, no telemetry, no bars that are not ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # windows are tokenised in one call
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
 
