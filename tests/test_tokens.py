@@ -2,7 +2,6 @@
 
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def like_gpt2() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def like_llama(**options: Any) -> PreTrainedTokenizerFast:
+def like_llama() -> PreTrainedTokenizerFast:
     """Unigram with a beginning token, saved with truncation and padding, as some files are."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -66,7 +65,7 @@ def like_llama(**options: Any) -> PreTrainedTokenizerFast:
     tokenizer.enable_truncation(5)
     tokenizer.enable_padding(length=64)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", **options
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -80,9 +79,7 @@ def like_bert() -> PreTrainedTokenizerFast:
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=ends)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]")
 
 
 class Characters(PreTrainedTokenizer):
@@ -130,7 +127,6 @@ def own(kind: type[PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
 
 BUILT = {
     "gpt2": like_gpt2, "llama": like_llama, "bert": like_bert, "slow": Characters,
-    "split": lambda: like_llama(split_special_tokens=True),
     "own encoding": lambda: own(OwnEncoding), "own template": lambda: own(OwnTemplate),
 }  # fmt: skip
 ALONE = ("slow", "own encoding", "own template")
@@ -233,13 +229,17 @@ def test_tokenizers_with_code_of_their_own_are_asked_one_by_one(
 
 @pytest.mark.parametrize("split", [False, True])
 def test_the_backend_is_set_up_as_the_tokenizers_own_call_would(split: bool) -> None:
-    record = record_of(0, "the cat sat on", " the mat <s>" * 9, " der Hund")
-    tokenizer = like_llama()  # with truncation and padding
+    record = record_of(0, "the cat sat on", " the mat <end>" * 9, " der Hund")
+    tokenizer = like_gpt2()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
     tokenizer.split_special_tokens = split
     found = tokenize(record, tokenizer, 1000)  # before any call of its own
     prompt, chosen, rejected = expected(record, tokenizer)
     assert (found.prompt + found.chosen, found.prompt + found.rejected) == (chosen, rejected)
-    assert found.prompt == prompt[: len(found.prompt)] and len(chosen) > 64
+    assert found.prompt == prompt[: len(found.prompt)]
+    assert (tokenizer.eos_token_id in chosen) != split
 
 
 def test_calls_are_cut_by_characters_and_no_text_is_lost(
@@ -377,10 +377,7 @@ def test_the_common_prefix_is_the_longest_shared_beginning(
 def test_windows_are_runs_of_consecutive_rows() -> None:
     rows = [*range(3, WINDOW), *range(2 * WINDOW, 2 * WINDOW + 5)]
     records = [record_of(row, "a", "b", "c") for row in rows]
-    found = list(windows(iter(records)))
-    assert [record for window in found for record in window] == records
-    assert [len(window) for window in found] == [WINDOW - 3, 5]
-    assert all(a[-1].row < b[0].row for a, b in pairwise(found))
+    assert list(windows(iter(records))) == [records[: WINDOW - 3], records[WINDOW - 3 :]]
 
 
 @pytest.mark.slow
