@@ -41,7 +41,7 @@ def write_consensus(
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
         "settings": asdict(settings),
-        "rows": _rows_digest(store),
+        "pairs": _pairs_digest(store),
     }
     data = pack_arrays(vars(consensus), metadata)
     replace_file(consensus_file(path, settings.name), data)
@@ -57,7 +57,7 @@ def read_consensus(
             f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"
         )
     arrays, metadata = map_arrays(file)
-    groups = len(store.header.groups)
+    groups = len(store.groups)
     shapes = {"direction": (store.header.dim,),
               "gradients": (groups, store.header.dim),
               "coefficients": (groups,),
@@ -69,7 +69,7 @@ def read_consensus(
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")
     if metadata.get("fingerprint") != store.header.fingerprint:
         raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
-    if metadata.get("rows") != _rows_digest(store):
+    if metadata.get("pairs") != _pairs_digest(store):
         raise StoreError(
             f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
         )
@@ -89,5 +89,8 @@ def _check_kinds(settings: ConsensusSettings) -> None:
             raise TypeError(f"{item.name} is {value!r}")
 
 
-def _rows_digest(store: GradientStore) -> str:
-    return hashlib.sha256(store.row.tobytes() + store.column("digest").tobytes()).hexdigest()
+def _pairs_digest(store: GradientStore) -> str:
+    """Names the pairs, their order and their groups."""
+    content = hashlib.sha256(store.column("digest").tobytes() + store.column("group").tobytes())
+    content.update("\0".join(store.groups).encode())
+    return content.hexdigest()

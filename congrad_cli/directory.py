@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from congrad_cli.errors import StoreError
-from congrad_cli.header import read_header
+from congrad_cli.store_index import read_index
 
-_NAMES = {"shards", "skipped", "source", "consensus", "projection.safetensors"}
-_FILES = ("projection.safetensors", "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
-          "skipped/.*.tmp", "source/stdin-*.jsonl", "consensus/*.safetensors")  # fmt: skip
+_NAMES = {"shards", "skipped", "source", "consensus", "locks", "quarantine",
+          "projection.safetensors", "index.safetensors"}  # fmt: skip
+_FILES = (
+    "projection.safetensors", "index.safetensors", ".*.safetensors.*.tmp", ".store.json.*.tmp",
+    "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
+    "skipped/.*.tmp", "source/stdin-*.jsonl", "consensus/*.safetensors", "quarantine/*",
+)  # fmt: skip
 _COPY_BYTES = 1 << 20
 
 
@@ -42,10 +46,11 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     """Keep piped data inside the store, so that ``filter`` can give its lines back.
 
     The file is named by its content: equal data is one file, other data leaves the store's own
-    alone. At the end the file goes again unless the store was made from it.
+    alone. At the end the files go that the store's index does not name.
     """
     folder = path / "source"
     folder.mkdir(parents=True, exist_ok=True)
+    before = _spools(path)
     temporary = folder / f".stdin.{os.getpid()}.tmp"
     digest = hashlib.sha256()
     try:
@@ -62,13 +67,14 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     try:
         yield file
     finally:
-        if not _made_from(path, file):
-            file.unlink(missing_ok=True)
+        for spool in {file.resolve(), *before} - _spools(path):
+            spool.unlink(missing_ok=True)
 
 
-def _made_from(path: Path, file: Path) -> bool:
+def _spools(path: Path) -> set[Path]:
+    """The files of piped data that the store's index names."""
     try:
-        places = [(path / source.path).resolve() for source in read_header(path).sources]
+        places = {(path / source.path).resolve() for source in read_index(path).sources}
     except StoreError:
-        return False
-    return file.resolve() in places
+        return set()
+    return {place for place in places if place.parent == (path / "source").resolve()}

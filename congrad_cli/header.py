@@ -1,16 +1,15 @@
-"""``store.json``: what was sketched into a store, from which data, and how."""
+"""``store.json``: which model and settings a store was made with, and what a row of it holds."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from congrad_cli.codec import Codec
 from congrad_cli.errors import StoreError
-from congrad_cli.settings import FORMAT, STORE_DTYPES, RecordSettings
+from congrad_cli.settings import FORMAT, STORE_DTYPES
 
 OTHER_STORE = "pass --store OTHER, or --overwrite to replace it"
 
@@ -25,46 +24,32 @@ and the policy's where the weighting is not a plain sum."""
 def shard_columns(header: "StoreHeader") -> dict[str, tuple[type, tuple[int, ...]]]:
     """Each tensor of a shard: its type, and its shape behind the leading n rows.
 
-    ``direction`` (and ``scale``, unless it is float16) is the sketch divided by its norm, as the
-    store codes it, ``norm`` the norm of the unnormalised sketch, ``logp`` the log-probabilities of
-    chosen and rejected summed over the response, ``tokens`` the lengths of prompt, chosen and
-    rejected after truncation, ``group`` an index into ``store.json``'s list.
+    ``digest`` names the pair. ``direction`` (and ``scale``, unless it is float16) is the sketch
+    divided by its norm, as the store codes it, ``norm`` the norm of the unnormalised sketch,
+    ``logp`` the log-probabilities of chosen and rejected summed over the response, ``tokens`` the
+    lengths of prompt, chosen and rejected after truncation.
     """
     return {
-        "row": (np.int64, ()),
         **header.codec.columns(),
         "norm": (np.float32, ()),
         "logp": (np.float32, (2,)),
         "tokens": (np.int32, (3,)),
-        "group": (np.int32, ()),
         "digest": (np.uint8, (16,)),
         **{name: OPTIONAL_COLUMNS[name] for name in header.optional},
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A data file of the store: the name to show, where it lies, how many records it holds."""
-
-    name: str
-    path: str
-    records: int
-    shape: str = ""
-    language: str | None = None  # that its name was said to give
-
-
 @dataclass(frozen=True)
 class StoreHeader:
-    """``store.json``: what was sketched and how. Written before the first shard, never changed."""
+    """``store.json``: how was sketched, on which model. Written once, before the first shard.
+
+    Which data it was is the index's matter: it may change.
+    """
 
     model: str  # as the user named it; the fingerprint decides
     dim: int
     width: int
-    rows: int
-    groups: list[str]
-    sources: list[Source]
-    record_settings: dict[str, Any]
-    fingerprint: dict[str, Any]  # data, model, settings: kept apart to name the culprit
+    fingerprint: dict[str, Any]  # model and settings: kept apart to name the culprit
     token_weighting: str = "sum"
     optional: list[str] = field(default_factory=list)  # which of OPTIONAL_COLUMNS there are
     versions: dict[str, str] = field(default_factory=dict)
@@ -85,20 +70,6 @@ class StoreHeader:
         """What encodes and decodes the rows."""
         return Codec(self.store_dtype, self.dim, self.width)
 
-    @property
-    def fields(self) -> RecordSettings:
-        """How the data's records were read. Raises :class:`TypeError` where that is nonsense."""
-        kinds: dict[str, tuple[type, ...]] = {
-            "detect_language": (bool,), "min_confidence": (int, float), "id_field": (str,)}
-        fields: dict[str, Any] = {}
-        for name, value in self.record_settings.items():
-            many = name in ("group_by", "languages") and isinstance(value, list | tuple)
-            for part in value if many else [value]:
-                if not isinstance(part, kinds.get(name, (str, NoneType))):
-                    raise TypeError(f"{name} is {value!r}")
-            fields[name] = tuple(value) if many else value
-        return RecordSettings(**fields)
-
     def to_json(self) -> bytes:
         """The file's bytes: sorted keys, so that equal headers are equal files."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
@@ -110,15 +81,15 @@ class StoreHeader:
             fields = json.loads(data)
             if fields.get("format") != FORMAT:
                 raise StoreError(
-                    f"{place}: store format {fields.get('format')}, this congrad reads {FORMAT}."
+                    f"{place}: store format {fields.get('format')}, this congrad reads {FORMAT}.",
+                    "use the congrad that made it, or sketch again with --overwrite",
                 )
-            fields["sources"] = [Source(**source) for source in fields["sources"]]
             header = StoreHeader(**fields)
             _check_kinds(header)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"{place}: not a store header ({error}).") from error
-        sizes = f"dim {header.dim}, width {header.width}, rows {header.rows}"
-        if not 0 < header.dim <= 1 << 24 or header.rows < 0:
+        sizes = f"dim {header.dim}, width {header.width}"
+        if not 0 < header.dim <= 1 << 24:
             raise StoreError(f"{place}: impossible sizes ({sizes}).")
         if not 0 < header.width <= header.dim or header.dim % header.width:
             raise StoreError(f"{place}: impossible sizes ({sizes}).")
@@ -127,18 +98,17 @@ class StoreHeader:
 
 def _check_kinds(header: StoreHeader) -> None:
     """Raise :class:`TypeError` unless every field that is used is of its kind."""
-    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
-        *((name, getattr(header, name), int) for name in ("dim", "width", "rows")),
-        *((name, getattr(header, name), dict) for name in ("fingerprint", "record_settings")),
-        ("groups", header.groups, list),
+    kinds: list[tuple[str, Any, type]] = [
+        ("model", header.model, str),
+        ("dim", header.dim, int),
+        ("width", header.width, int),
+        ("fingerprint", header.fingerprint, dict),
         ("optional", header.optional, list),
-        *(("groups", group, str) for group in header.groups),
-        *(("sources", part, str) for item in header.sources for part in (item.name, item.path)),
+        ("versions", header.versions, dict),
     ]
     for name, value, kind in kinds:
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{name} is a {type(value).__name__}")
-    _ = header.fields
     if not set(header.optional) <= set(OPTIONAL_COLUMNS):
         raise TypeError(f"optional columns {header.optional}")
     if header.store_dtype not in STORE_DTYPES:
@@ -159,8 +129,7 @@ def read_header(path: Path) -> StoreHeader:
 
 def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
     """Raise :class:`StoreError` naming which part of the fingerprint differs."""
-    for part, what in (("model", "another model"), ("settings", "other settings"),
-                       ("data", "other data")):
+    for part, what in (("model", "another model"), ("settings", "other settings")):
         before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
         if before != now:
             raise StoreError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout."""
 
 ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4")}

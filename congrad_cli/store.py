@@ -3,11 +3,12 @@
 ::
 
     pairs.congrad/
-      store.json                      written once: what was sketched, and how
-      shards/r000-00000.safetensors   rank - sequence number
-      projection.safetensors          the layers' leading input directions
-      skipped/r000.jsonl              pairs without a sketch: row, line, code, message
-      skipped/input.jsonl             those of them that were no usable records
+      store.json                      written once: the model, the settings, what a row is
+      projection.safetensors          written once: the layers' leading input directions
+      shards/r000-00000.safetensors   rank - sequence number; sketched pairs by their digests
+      skipped/r000.jsonl              pairs without a sketch: digest, line, code, message
+      index.safetensors               the data as it is now: its records' digests and groups
+      skipped/input.jsonl             records of it that are no usable pairs: row, code, message
       source/stdin-DIGEST.jsonl       only where the data came from a pipe
       consensus/NAME.safetensors      what ``congrad consensus`` found
 
@@ -29,9 +30,11 @@ from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, read_header, shard_columns
+from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of_each, read_index
 from congrad_cli.tensors import Arrays, map_arrays
 
 OPEN_FILES = 4
+REPAIR = "congrad verify STORE --repair sets it aside; sketch then makes its rows again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,112 +48,157 @@ class Block:
 
 
 class GradientStore:
-    """Reads a store. The rows themselves stay on the disk: memory holds their other columns only.
+    """Reads a store: the sketched pairs of the data as its index has it, in the data's order.
 
-    ``shards`` are the columns of every shard, without the coded rows where ``files`` are given.
-    Files are opened when rows of theirs are read, and few at a time: a store may have more of
-    them than a process may have open.
+    The rows themselves stay on the disk: memory holds their other columns only. ``shards`` are
+    the columns of every shard, without the coded rows where ``files`` are given. Files are opened
+    when rows of theirs are read, and few at a time: a store may have more of them than a process
+    may have open.
     """
 
     def __init__(
-        self, path: Path, header: StoreHeader, shards: list[Arrays], files: Sequence[Path] = ()
+        self,
+        path: Path,
+        header: StoreHeader,
+        index: StoreIndex,
+        shards: list[Arrays],
+        files: Sequence[Path] = (),
     ) -> None:
-        self.path, self.header, self._shards, self._files = path, header, shards, files
+        self.path, self.header, self.index = path, header, index
+        self._shards, self._files = shards, files
         self._mapped = lru_cache(OPEN_FILES)(map_arrays)
-        rows = [shard["row"] for shard in shards]
-        self.row = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        self._order = np.argsort(self.row, kind="stable")
-        self._shard_of = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
-        starts = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
-        self._offset = np.arange(len(self.row)) - starts[self._shard_of]
-        self.row = self.row[self._order]
+        counts = [len(shard["norm"]) for shard in shards]
+        self._shard_of = np.repeat(np.arange(len(counts)), counts)
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._offset = np.arange(starts[-1]) - starts[self._shard_of]
+        # [N]: where a row's pair is among all stored ones; a pair stored twice counts once
+        at = find_digests(index.digest, stored_digests(shards))
+        at[index.group == NO_GROUP] = -1
+        self.row = np.flatnonzero(at >= 0)
+        self._at = at[self.row]
 
     @staticmethod
     def open(path: Path) -> "GradientStore":
         """Open a store and check that its shards are what its header says."""
         header = read_header(path)
         files = shard_files(path)
-        store = GradientStore(path, header, [_open_shard(file, header) for file in files], files)
-        if len(store.row) and (
-            store.row[0] < 0 or store.row[-1] >= header.rows or (np.diff(store.row) == 0).any()
-        ):
-            raise StoreError(f"{path}: rows out of range or stored twice.")
-        return store
+        shards = [open_shard(file, header) for file in files]
+        return GradientStore(path, header, read_index(path), shards, files)
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def rows(self) -> int:
+        """How many items the data has, N; those without a sketch included."""
+        return self.index.rows
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the data's groups."""
+        return self.index.groups
 
     def has(self, name: str) -> bool:
         """Whether the store has this optional column."""
         return name in self.header.optional
 
     def column(self, name: str) -> NDArray[Any]:
-        """One column of all rows, in row order."""
-        return self._gather(name, self._order)
+        """One column of all rows, in row order; ``group`` is an index into ``groups``."""
+        if name in ("group", "digest"):
+            found: NDArray[Any] = getattr(self.index, name)[self.row]
+            return found
+        return self._gather(name, self._at)
 
     def blocks(self, rows: int = 1024) -> Iterator[Block]:
         """The store's rows in row order, decoded, ``rows`` at a time."""
         for begin in range(0, len(self), rows):
-            index = self._order[begin : begin + rows]
+            row = self.row[begin : begin + rows]
+            places = self._at[begin : begin + rows]
             yield Block(
-                row=self.row[begin : begin + rows],
-                direction=self._decode(index),
-                norm=self._gather("norm", index),
-                group=self._gather("group", index),
+                row=row,
+                direction=self._decode(places),
+                norm=self._gather("norm", places),
+                group=self.index.group[row],
             )
 
-    def _decode(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _decode(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         codec = self.header.codec
-        arrays = {name: self._gather(name, index) for name in codec.columns()}
+        arrays = {name: self._gather(name, places) for name in codec.columns()}
         scale = arrays.get("scale", np.zeros(0))
         if not (np.isfinite(scale) & (scale >= 0)).all():
             raise StoreError(f"{self.path}: damaged: the scale of a row is no length.")
-        return codec.decode(arrays)
+        rows = codec.decode(arrays)
+        if not np.isfinite(rows).all():
+            raise StoreError(f"{self.path}: damaged: a row is not finite.",
+                             REPAIR)
+        return rows
 
-    def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
+    def _gather(self, name: str, places: NDArray[np.int64]) -> NDArray[Any]:
         kind, tail = shard_columns(self.header)[name]
-        result: NDArray[Any] = np.empty((len(index), *tail), kind)
-        shard_of = self._shard_of[index]
+        result: NDArray[Any] = np.empty((len(places), *tail), kind)
+        shard_of = self._shard_of[places]
         for shard in np.unique(shard_of):
             here = shard_of == shard
             columns = self._shards[shard]
             if name not in columns:
                 columns = self._mapped(self._files[shard])[0]
-            result[here] = columns[name][self._offset[index[here]]]
+            result[here] = columns[name][self._offset[places[here]]]
         return result
 
     def skipped(self) -> dict[int, str]:
-        """Row -> code of the pairs without a sketch, those that could not be read among them."""
-        codes: dict[int, str] = {}
-        for entry in self.skipped_entries():
-            codes.setdefault(entry["row"], sys.intern(entry["code"]))
-        for row in self.row[np.isin(self.row, np.fromiter(codes, np.int64, len(codes)))].tolist():
-            del codes[row]
-        return codes
+        """Row -> code of the data's items without a sketch, those that are no pairs among them."""
+        return {row: entry["code"] for row, entry in self.skipped_entries().items()}
 
-    def skipped_entries(self) -> Iterator[dict[str, Any]]:
-        """What is known of pairs without a sketch: ``row``, ``line``, ``code``, ``message``.
+    def skipped_entries(self) -> dict[int, dict[str, Any]]:
+        """Row -> what is known of the item: ``source``, ``line``, ``code``, ``message``.
 
-        Lines that say no such thing are passed over: a killed run leaves half a line, and a row
+        Lines that say no such thing are passed over: a killed run leaves half a line, and a pair
         that is named by none of the others counts as missing and is sketched again.
         """
-        for file in sorted((self.path / "skipped").glob("*.jsonl")):
-            with file.open("rb") as lines:
-                for line in lines:
-                    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                        entry = json.loads(line)
-                        fine = isinstance(entry["code"], str) and isinstance(entry["row"], int)
-                        if fine and 0 <= entry["row"] < self.header.rows:
-                            yield entry
+        by_digest: dict[str, dict[str, Any]] = {}
+        by_row: dict[int, dict[str, Any]] = {}
+        for entry in read_entries(self.path / "skipped"):
+            if isinstance(entry.get("digest"), str):
+                by_digest[entry["digest"]] = entry
+            elif isinstance(entry.get("row"), int):
+                by_row[entry["row"]] = entry
+        missing = np.ones(self.rows, bool)
+        missing[self.row] = False
+        rejected = self.index.group == NO_GROUP
+        found: dict[int, dict[str, Any]] = {}
+        for row in np.flatnonzero(missing).tolist():
+            known = (by_row.get(row) if rejected[row]
+                     else by_digest.get(self.index.digest[row].tobytes().hex()))
+            if known is not None:
+                found[row] = known | {"row": row}
+        return found
 
     def require_complete(self) -> None:
-        """Raise :class:`StoreError` while rows are missing."""
+        """Raise :class:`StoreError` while pairs are missing."""
         done = len(self) + len(self.skipped())
-        if done < self.header.rows:
+        if done < self.rows:
             raise StoreError(
-                f"{self.path} is incomplete: {done:,} of {self.header.rows:,} pairs.",
-                "run the same sketch command again; it continues where it stopped",
+                f"{self.path} is incomplete: {done:,} of {self.rows:,} pairs.",
+                "run the same sketch command again; it continues where it stopped; "
+                "or pass --allow-partial",
             )
+
+
+def stored_digests(shards: Sequence[Arrays]) -> NDArray[np.uint8]:
+    """The digests of all pairs of the shards, [M, 16]."""
+    parts = [shard["digest"] for shard in shards]
+    return np.concatenate(parts) if parts else np.zeros((0, 16), np.uint8)
+
+
+def read_entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the lists in ``skipped/`` that are entries."""
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open("rb") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, RecursionError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and isinstance(entry.get("code"), str):
+                        yield entry | {"code": sys.intern(entry["code"])}
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -158,17 +206,23 @@ def shard_files(path: Path) -> list[Path]:
     return sorted((path / "shards").glob("r*.safetensors"))
 
 
-def _open_shard(path: Path, header: StoreHeader) -> Arrays:
+def open_shard(path: Path, header: StoreHeader) -> Arrays:
+    """A shard's columns without its rows, checked against the header and for sense."""
     arrays, metadata = map_arrays(path)
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
     columns = shard_columns(header)
-    count = len(arrays["row"]) if "row" in arrays else -1
+    count = len(arrays["norm"]) if "norm" in arrays else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
             raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")
-    groups = arrays["group"]
-    if count and (groups.min() < 0 or groups.max() >= len(header.groups)):
-        raise StoreError(f"{path}: group numbers out of range.")
     coded = header.codec.columns()
-    return {name: np.array(arrays[name]) for name in columns if name not in coded}
+    small = {name: np.array(arrays[name]) for name in columns if name not in coded}
+    for name in ("norm", "logp", *header.optional):
+        if not np.isfinite(small[name]).all():
+            raise StoreError(f"{path}: '{name}' holds a number that is not finite.", REPAIR)
+    if not ((small["norm"] > 0).all() and (small["tokens"] >= 0).all()):
+        raise StoreError(f"{path}: a norm or a length that cannot be.", REPAIR)
+    if not first_of_each(small["digest"]).all():
+        raise StoreError(f"{path}: a pair is stored twice.", REPAIR)
+    return small

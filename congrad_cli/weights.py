@@ -37,7 +37,7 @@ def pair_terms(store: GradientStore, settings: ConsensusSettings) -> PairTerms:
     return PairTerms(
         weight=weight,
         scale=pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm),
-        share=average_coefficients(store.column("group"), len(store.header.groups), settings),
+        share=average_coefficients(store.column("group"), len(store.groups), settings),
     )
 
 

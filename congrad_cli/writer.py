@@ -29,7 +29,8 @@ class ShardWriter:
         self._count = self._bytes = 0
         self._skipped: list[dict[str, Any]] = []
         prefix = f"r{rank:03d}-"
-        numbers = [int(file.stem[5:]) for file in shard_files(path) if file.name.startswith(prefix)]
+        numbers = [int(file.stem.partition("-")[2]) for file in shard_files(path)
+                   if file.name.startswith(prefix)]
         self._sequence = max(numbers, default=-1) + 1
         for leftover in (path / "shards").glob(f".{prefix}*.tmp"):
             leftover.unlink()  # of a run that was killed
@@ -45,14 +46,13 @@ class ShardWriter:
     def append(self, arrays: Arrays) -> None:
         """Add sketched rows; they are durable after the next :meth:`commit`."""
         self._parts.append(arrays)
-        self._count += len(arrays["row"])
+        self._count += len(arrays["norm"])
         self._bytes += sum(array.nbytes for array in arrays.values())
 
-    def skip(self, row: int, source: str, line: int, code: str, message: str) -> None:
+    def skip(self, digest: bytes, source: str, line: int, code: str, message: str) -> None:
         """Note a pair that gets no sketch."""
-        self._skipped.append(
-            {"row": row, "source": source, "line": line, "code": code, "message": message}
-        )
+        self._skipped.append({"digest": digest.hex(), "source": source, "line": line,
+                              "code": code, "message": message})
 
     def commit(self) -> None:
         """Write what was collected as one shard."""

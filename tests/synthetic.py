@@ -1,8 +1,8 @@
 """Stores of given numbers, without a model and without torch, for tests of what comes after."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
-from congrad_cli.header import Source, StoreHeader
+from congrad_cli.header import StoreHeader
 from congrad_cli.records.groups import Grouping
 from congrad_cli.records.reader import language_detector, parse_item, read_records
 from congrad_cli.records.record import DataFile, Item, Record, Rejected
 from congrad_cli.settings import RecordSettings
 from congrad_cli.store import GradientStore
+from congrad_cli.store_index import Source, StoreIndex, write_index
 from congrad_cli.tensors import Arrays
 from congrad_cli.writer import ShardWriter, create_store
 
@@ -36,16 +37,8 @@ def random_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float16]:
     return unit_rows(np.random.default_rng(seed).standard_normal((count, dim)))
 
 
-def header(
-    rows: int,
-    dim: int,
-    groups: Sequence[str],
-    source: Path | None = None,
-    *,
-    width: int = 1,
-    store_dtype: str | None = None,
-) -> StoreHeader:
-    """A header as ``sketch`` would write it for ``rows`` records of ``source``.
+def header(dim: int, *, width: int = 1, store_dtype: str | None = None) -> StoreHeader:
+    """A header as ``sketch`` would write it.
 
     Without ``store_dtype`` it is that of a store made before there was a choice.
     """
@@ -54,11 +47,25 @@ def header(
         model="synthetic",
         dim=dim,
         width=width,
-        rows=rows,
-        groups=sorted(set(groups)),
-        sources=[Source("data.jsonl", str(source), rows)] if source else [],
-        record_settings=asdict(RecordSettings()),
-        fingerprint={"data": "d", "model": {"weights": "w"}, "settings": settings},
+        fingerprint={"model": {"weights": "w"}, "settings": settings},
+    )
+
+
+def digests_of(count: int) -> NDArray[np.uint8]:
+    """Digests that differ, [count, 16]."""
+    names = (hashlib.sha256(str(row).encode()).digest()[:16] for row in range(count))
+    return np.frombuffer(b"".join(names), np.uint8).reshape(-1, 16)
+
+
+def index_of(groups: Sequence[str], digests: Any = None, source: Path | None = None) -> StoreIndex:
+    """The index of as many records as there are ``groups``."""
+    names = sorted(set(groups))
+    return StoreIndex(
+        sources=[Source("data.jsonl", str(source), len(groups))] if source else [],
+        fields=RecordSettings(),
+        groups=names,
+        group=np.array([names.index(group) for group in groups], np.int32),
+        digest=digests_of(len(groups)) if digests is None else np.asarray(digests, np.uint8),
     )
 
 
@@ -81,26 +88,19 @@ def read_all(path: Path, **settings: Any) -> list[Record]:
 
 
 def columns(
-    rows: Sequence[int],
-    directions: Any,
-    norms: Any,
-    label: Any,
-    digests: Any = None,
-    codec: Codec | None = None,
+    rows: Sequence[int], directions: Any, norms: Any, digests: Any = None, codec: Codec | None = None
 ) -> Arrays:
     """The shard columns of the given rows, float16 without ``codec``; the rest holds all rows."""
     directions = np.asarray(directions, np.float32)
     codec = codec or Codec("float16", directions.shape[1], 1)
     rows = np.asarray(rows, np.int64)
     if digests is None:
-        digests = np.zeros((len(directions), 16), np.uint8)
+        digests = digests_of(len(directions))
     return {
-        "row": rows,
         **codec.encode(directions[rows]),
         "norm": np.asarray(norms, np.float32)[rows],
         "logp": np.zeros((len(rows), 2), np.float32),
         "tokens": np.ones((len(rows), 3), np.int32),
-        "group": np.asarray(label, np.int32)[rows],
         "digest": np.asarray(digests, np.uint8)[rows],
     }
 
@@ -113,13 +113,13 @@ def memory_store(
     **coded: Any,
 ) -> GradientStore:
     """An open store that lies in memory only; ``coded``: the header's width and store_dtype."""
-    about = header(len(directions), len(directions[0]), groups, **coded)
-    label = [about.groups.index(group) for group in groups]
+    about = header(len(directions[0]), **coded)
     parts = [range(len(directions))] if shards is None else shards
     return GradientStore(
         Path("memory"),
         about,
-        [columns(part, directions, norms, label, codec=about.codec) for part in parts],
+        index_of(groups),
+        [columns(part, directions, norms, codec=about.codec) for part in parts],
     )
 
 
@@ -151,18 +151,19 @@ def write_store(
         )
     )
     digests = [np.frombuffer(record.digest(), np.uint8) for record in read_all(data)]
-    about = header(count, len(directions[0]), groups, data, **coded)
-    label = [about.groups.index(group) for group in groups]
+    about = header(len(directions[0]), **coded)
     path = folder / "synthetic.congrad"
     create_store(path, about)
+    write_index(path, index_of(groups, digests, data))
     writer = ShardWriter(path, about)
     rows = normalised(directions)
     if shards is None:
         shards = [[row for row in range(count) if row not in set(skipped)]]
     for part in shards:
-        writer.append(columns(part, rows, norms, label, digests, about.codec))
+        writer.append(columns(part, rows, norms, digests, about.codec))
         writer.commit()
     for row in skipped:
-        writer.skip(row, "data.jsonl", row + 1, "no-room", "the prompt alone is too long")
+        digest = digests[row].tobytes()
+        writer.skip(digest, "data.jsonl", row + 1, "no-room", "the prompt alone is too long")
     writer.commit()
     return path

@@ -21,6 +21,7 @@ from congrad_cli.records.damage import DamageLimit
 from congrad_cli.records.files import find_files
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.sketch.index import index_data
+from congrad_cli.store_index import write_index
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 BAD = {
@@ -37,23 +38,18 @@ def store_of(folder, names, **fields):
     """A store of random rows for the data, as a sketch without a model would leave it."""
     index = index_data(find_files(names), RecordSettings(**fields), DamageLimit(stop=False))
     path = folder / "pairs.congrad"
-    about = header(index.rows, 4, index.groups)
-    about = type(about)(**{**vars(about), "sources": index.sources, "groups": index.groups,
-                           "record_settings": vars_of(index.fields)})
+    about = header(4)
     create_store(path, about)
+    write_index(path, index.stored)
     write_rejected(path, index.rejected)
     rows = np.flatnonzero(index.group >= 0)
     directions = np.random.default_rng(0).standard_normal((index.rows, 4))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     writer = ShardWriter(path, about)
-    writer.append(columns(rows, directions, np.ones(index.rows), index.group, index.digest))
+    writer.append(columns(rows, directions, np.ones(index.rows), index.digest))
     writer.commit()
     consensus.run(path, ConsensusSettings(method="mean"), Silent())
     return path, index
-
-
-def vars_of(fields):
-    return {name: getattr(fields, name) for name in fields.__slots__}
 
 
 def filtered(path, folder, **options):

@@ -28,7 +28,7 @@ def test_the_report_says_what_a_sketch_would_find(dry, small_pairs, small_store,
     assert report["records"] == report["overall"]["pairs"] == len(store)
     assert {group["name"]: group["pairs"] for group in report["groups"]} == {
         name: int((store.column("group") == number).sum())
-        for number, name in enumerate(store.header.groups)}
+        for number, name in enumerate(store.groups)}
     tokens = store.column("tokens")
     assert report["overall"]["tokens"] == int(tokens.sum())
     assert report["overall"]["prompt"]["max"] == int(tokens[:, 0].max())

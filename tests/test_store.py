@@ -8,21 +8,23 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from synthetic import columns, header, normalised, random_rows
+from synthetic import columns, header, index_of, normalised, random_rows
 
 from congrad_cli import writer as writer_module
 from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
-from congrad_cli.header import Source, StoreHeader, check_same, read_header, shard_columns
+from congrad_cli.header import StoreHeader, check_same, read_header, shard_columns
 from congrad_cli.settings import STORE_DTYPES
 from congrad_cli.store import GradientStore, shard_files
+from congrad_cli.store_index import Source, read_index, write_index
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays, replace_file
 from congrad_cli.writer import ShardWriter, create_store
 
@@ -229,19 +231,16 @@ def test_any_header_gives_tensors_or_a_store_error(head, metadata, body, tmp_pat
 def test_a_header_comes_back_as_it_was(make_store):
     path = make_store(random_rows(3, 4), groups=["de", "日本", "sw"])
     found = read_header(path)
-    assert found.groups == ["de", "sw", "日本"]
+    assert read_index(path).groups == ["de", "sw", "日本"]
     assert StoreHeader.from_json(found.to_json(), path) == found
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2}, {"format": None}, {"dim": 0}, {"dim": 1 << 40}, {"dim": "8"}, {"dim": None},
-        {"rows": -1}, {"rows": "3"}, {"rows": 1.5}, {"groups": None}, {"groups": [1, 2]},
-        {"groups": "de"}, {"sources": None}, {"sources": [1]}, {"sources": [{"name": "a"}]},
-        {"sources": [{"name": "a", "path": 3, "records": 1}]}, {"fingerprint": None},
-        {"fingerprint": []}, {"record_settings": {"unknown": 1}}, {"record_settings": None},
-        {"record_settings": {"prompt_field": 3}}, {"unknown": 1}, {"width": 0}, {"width": -1},
+        {"format": 1}, {"format": 3}, {"format": None}, {"dim": 0}, {"dim": 1 << 40}, {"dim": "8"}, {"dim": None},
+        {"dim": True}, {"fingerprint": None}, {"fingerprint": []}, {"versions": 3}, {"model": 1},
+        {"optional": ["row"]}, {"optional": None}, {"unknown": 1}, {"width": 0}, {"width": -1},
         {"width": 3}, {"width": 8}, {"width": "1"},
         *({"fingerprint": {"settings": {"store_dtype": value}}}
           for value in ("int2", "", None, 8, ["int8"], {}, "float16 ")),
@@ -292,7 +291,7 @@ def test_rows_come_back_in_row_order_over_several_shards(make_store):
                            ("norm", norms.astype(np.float32)), ("group", np.arange(count) % 3)):
         joined = np.concatenate([getattr(block, name) for block in blocks])
         np.testing.assert_allclose(joined, expected, atol=1e-3)  # directions: float16
-        np.testing.assert_array_equal(joined, store.column(name))
+        np.testing.assert_array_equal(joined, store.row if name == "row" else store.column(name))
 
 
 @pytest.mark.parametrize("store_dtype", STORE_DTYPES)
@@ -367,7 +366,7 @@ def test_writers_number_their_shards_on_and_clean_up_after_a_kill(make_store):
     writer = ShardWriter(path, read_header(path))
     assert not leftover.exists()
     assert others.exists()  # another rank may be writing it just now
-    writer.append(columns([2, 3], random_rows(4, 4), np.ones(4), np.zeros(4)))
+    writer.append(columns([2, 3], random_rows(4, 4), np.ones(4), read_index(path).digest))
     assert len(writer) == 2
     writer.commit()
     writer.commit()  # nothing new: no empty shard
@@ -381,41 +380,59 @@ def refuse(path, message):
         GradientStore.open(path)
 
 
-@pytest.mark.parametrize("rows", [[1], [-1], [3], [2, 2]])
-def test_rows_stored_twice_or_out_of_range_are_refused(make_store, rows):
-    path = make_store(random_rows(3, 4), shards=[[0, 1]])
-    arrays = columns([0] * len(rows), random_rows(3, 4), np.ones(3), np.zeros(3))
-    writer = ShardWriter(path, read_header(path))
-    writer.append(arrays | {"row": np.array(rows)})
-    writer.commit()
-    refuse(path, "rows out of range or stored twice")
+def test_a_pair_that_two_ranks_stored_counts_once(make_store):
+    """They may both have been at it when a run was started with another number of ranks."""
+    path = make_store(random_rows(3, 4), shards=[[0, 1], [1, 2]])
+    store = GradientStore.open(path)
+    assert store.row.tolist() == [0, 1, 2]
+    assert len(list(store.blocks())[0].row) == 3
 
 
-@pytest.mark.parametrize("label", [-1, 1, 1 << 30])
-def test_groups_out_of_range_are_refused(make_store, label):
-    path = make_store(random_rows(2, 4), shards=[[0]])
-    arrays = columns([1], random_rows(2, 4), np.ones(2), [0, label])
-    writer = ShardWriter(path, read_header(path))
-    writer.append(arrays)
-    writer.commit()
-    refuse(path, "group numbers out of range")
+def rewritten(path, **changes):
+    """The store with changed tensors in its one shard."""
+    (file,) = shard_files(path)
+    arrays, metadata = map_arrays(file)
+    arrays = {name: np.array(array) for name, array in arrays.items()} | changes
+    file.write_bytes(pack_arrays(arrays, metadata))
+    return path
 
 
-@pytest.mark.parametrize("part", ["data", "model", "settings"])
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("norm", np.nan, "not finite"), ("norm", np.inf, "not finite"), ("norm", 0, "cannot be"),
+    ("norm", -1, "cannot be"), ("logp", np.nan, "not finite"), ("tokens", -1, "cannot be"),
+    ("digest", 0, "stored twice"),
+])
+def test_columns_without_sense_are_refused(make_store, name, value, message):
+    path = make_store(random_rows(3, 4))
+    column = np.array(map_arrays(shard_files(path)[0])[0][name])
+    column[:2] = value
+    refuse(rewritten(path, **{name: column}), message)
+
+
+def test_a_row_that_is_not_finite_is_refused_when_it_is_read(make_store):
+    path = make_store(random_rows(3, 4))
+    direction = np.array(map_arrays(shard_files(path)[0])[0]["direction"])
+    direction[1, 2] = np.nan
+    store = GradientStore.open(rewritten(path, direction=direction))
+    with pytest.raises(StoreError, match="a row is not finite"):
+        list(store.blocks())
+
+
+@pytest.mark.parametrize("part", ["model", "settings"])
 def test_a_shard_of_another_store_is_refused(make_store, part):
     """Copied together by hand, or left over: sketches of two models must never be averaged."""
     path, other = (make_store(random_rows(2, 4), shards=[[row]]) for row in (0, 1))
     about = json.loads((other / "store.json").read_bytes())
     about["fingerprint"][part] = {"is": "different"}
     writer = ShardWriter(path, StoreHeader.from_json(json.dumps(about).encode(), other))
-    writer.append(columns([1], random_rows(2, 4), np.ones(2), np.zeros(2)))
+    writer.append(columns([1], random_rows(2, 4), np.ones(2)))
     writer.commit()
     refuse(path, "belongs to another store")
 
 
 @pytest.mark.parametrize(
     ("store_dtype", "name"),
-    [("float16", name) for name in shard_columns(header(1, 4, ["de"]))]
+    [("float16", name) for name in shard_columns(header(4))]
     + [(code, name) for code in STORE_DTYPES[1:] for name in ("direction", "scale")],
 )
 @pytest.mark.parametrize("damage", ["missing", "dtype", "shape", "length"])
@@ -454,7 +471,7 @@ def test_skipped_pairs_count_as_done_and_are_listed_by_row(make_store):
     store = GradientStore.open(make_store(random_rows(4, 4), skipped=[3, 1]))
     store.require_complete()
     assert store.skipped() == {1: "no-room", 3: "no-room"}
-    assert {entry["row"]: entry["line"] for entry in store.skipped_entries()} == {1: 2, 3: 4}
+    assert {row: entry["line"] for row, entry in store.skipped_entries().items()} == {1: 2, 3: 4}
 
 
 def test_missing_pairs_make_a_store_incomplete(make_store):
@@ -482,7 +499,8 @@ def test_a_torn_last_line_of_skipped_is_ignored_then_repaired(make_store):
     assert list(GradientStore.open(path).skipped()) == [1]
     writer = ShardWriter(path, read_header(path))
     for row in (2, 3):
-        writer.skip(row, "data.jsonl", row + 1, "no-room", "too long")
+        digest = read_index(path).digest[row].tobytes()
+        writer.skip(digest, "data.jsonl", row + 1, "no-room", "too long")
     writer.commit()
     assert list(GradientStore.open(path).skipped()) == [1, 2, 3]
 
@@ -520,9 +538,10 @@ def test_the_same_store_may_be_created_again_and_another_may_not(make_store):
     assert read_header(path) == about
 
 
-@pytest.mark.parametrize(("part", "what"), [("data", "other data"), ("model", "another model")])
+@pytest.mark.parametrize(
+    ("part", "what"), [("settings", "other settings"), ("model", "another model")])
 def test_the_part_that_differs_is_named(part, what, tmp_path):
-    before, now = header(1, 4, ["de"]), header(1, 4, ["de"])
+    before, now = header(4), header(4)
     now.fingerprint[part] = "new"
     with pytest.raises(StoreError, match=what):
         check_same(tmp_path, before, now)
@@ -535,7 +554,7 @@ def test_overwriting_removes_the_store_and_nothing_else(make_store):
     (path / "notes.txt").write_text("mine")
     (path / "shards" / "mine.safetensors").touch()
     check_directory(path)
-    assert read_header(path).rows == 2
+    assert read_index(path).rows == 2
     remove_store(path)
     left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert left == {"notes.txt", "shards/mine.safetensors"}
@@ -556,9 +575,9 @@ def test_piped_data_is_kept_byte_for_byte_by_the_store_made_from_it(tmp_path):
     path = tmp_path / "s.congrad"
     with piped_data(path, io.BytesIO(data)) as file:
         assert file.read_bytes() == data
-        about = header(2, 4, ["de"])
-        about.sources.append(Source("stdin", str(file.relative_to(path)), 2))
-        create_store(path, about)
+        create_store(path, header(4))
+        source = Source("stdin", str(file.relative_to(path)), 2)
+        write_index(path, replace(index_of(["de", "de"]), sources=[source]))
     assert file.read_bytes() == data
     assert not temporaries(tmp_path)
 
@@ -566,6 +585,12 @@ def test_piped_data_is_kept_byte_for_byte_by_the_store_made_from_it(tmp_path):
         assert other != file and other.read_bytes() == b"other"
     assert not other.exists(), "no store was made from it"
     assert file.read_bytes() == data, "the only copy of the lines that filter gives back"
+
+    with piped_data(path, io.BytesIO(b"more")) as newer:
+        source = Source("stdin", str(newer.relative_to(path)), 1)
+        write_index(path, replace(index_of(["de"]), sources=[source]))
+    assert newer.exists()
+    assert not file.exists(), "nothing of it is in the store's data any more"
 
 
 def test_piped_data_goes_when_the_sketch_fails_and_the_place_stays_usable(tmp_path):
@@ -578,14 +603,14 @@ def test_piped_data_goes_when_the_sketch_fails_and_the_place_stays_usable(tmp_pa
 
 def test_a_shard_is_full_by_rows_or_by_bytes(tmp_path, monkeypatch):
     """Rows may be large: what waits for a commit must not outgrow memory."""
-    about = header(40, 8, ["de"] * 40)
+    about = header(8)
     create_store(tmp_path / "s", about)
     directions = random_rows(40, 8)
 
     def rows_until_full() -> int:
         writer = ShardWriter(tmp_path / "s", about)
         for row in range(40):
-            writer.append(columns([row], directions, np.ones(40), np.zeros(40)))
+            writer.append(columns([row], directions, np.ones(40)))
             if writer.full:
                 writer.commit()
                 assert not writer.full and len(writer) == 0
@@ -595,7 +620,7 @@ def test_a_shard_is_full_by_rows_or_by_bytes(tmp_path, monkeypatch):
     assert rows_until_full() == 0
     monkeypatch.setattr(writer_module, "SHARD_ROWS", 7)
     assert rows_until_full() == 7
-    one = sum(part.nbytes for part in columns([0], directions, np.ones(40), np.zeros(40)).values())
+    one = sum(part.nbytes for part in columns([0], directions, np.ones(40)).values())
     monkeypatch.setattr(writer_module, "SHARD_BYTES", 3 * one)
     assert rows_until_full() == 3
 

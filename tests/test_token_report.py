@@ -149,15 +149,15 @@ def test_the_report_is_json_and_progress_counts_every_record(records, tokenizer)
 def test_the_store_has_the_foretold_size(dtype: str, tmp_path: Path) -> None:
     rows, dim, width = 300, 2048, 16
     settings = SketchSettings(model="m", dim=dim, width=width, store_dtype=dtype)
-    made = header(rows, dim, ["x"], width=width, store_dtype=dtype)
+    made = header(dim, width=width, store_dtype=dtype)
     made.optional.append("ref_logp")
     create_store(tmp_path / "s", made)
     writer = ShardWriter(tmp_path / "s", made)
     numbers = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
     columns: Arrays = {
-        "row": np.arange(rows), **made.codec.encode(numbers), "norm": np.ones(rows, np.float32),
+        **made.codec.encode(numbers), "norm": np.ones(rows, np.float32),
         "logp": np.zeros((rows, 2), np.float32), "tokens": np.ones((rows, 3), np.int32),
-        "group": np.zeros(rows, np.int32), "digest": np.zeros((rows, 16), np.uint8),
+        "digest": np.zeros((rows, 16), np.uint8),
         "ref_logp": np.zeros((rows, 2), np.float32),
     }  # fmt: skip
     writer.append(columns)

@@ -30,7 +30,7 @@ def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
     ``terms`` [N] is c_i times the scale of g_i. Blocks are summed in float32, their sums in
     float64, in row order.
     """
-    names, codec = store.header.groups, store.header.codec
+    names, codec = store.groups, store.header.codec
     total = np.zeros((len(names), store.header.dim))
     pairs = np.zeros(len(names), np.int64)
     excess = np.zeros((len(names), codec.width))

@@ -63,9 +63,9 @@ def run(
     decisions = decide(score, group, settings)
     skipped = store.skipped()
     _write(store, settings, Verdicts(store, scores, decisions, skipped, weight == 0), stdout)
-    count = len(store.header.groups)
+    count = len(store.groups)
     return FilterSummary(
-        names=store.header.groups,
+        names=store.groups,
         pairs=np.bincount(group, minlength=count).tolist(),
         kept=np.bincount(group[decisions.keep], minlength=count).tolist(),
         median=[_median(score[group == label]) for label in range(count)],
@@ -109,7 +109,7 @@ class Verdicts:
         self._decisions = decisions
         self._silent = silent  # [N]: pairs of weight 0, whose score is that of their sketch
         self._digest, self._group = store.column("digest"), store.column("group")
-        self._place = np.full(store.header.rows, -1, np.int64)
+        self._place = np.full(store.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
 
     def keep(self, record: Record | Rejected) -> bool:
@@ -127,7 +127,7 @@ class Verdicts:
             return about | {"score": None, "error": None, "keep": False,
                             "reason": self._skipped[record.row]}
         return about | {
-            "group": self._store.header.groups[self._group[place]],
+            "group": self._store.groups[self._group[place]],
             "score": _number(self._scores.score[place]),
             "error": _number(self._scores.error[place]),
             "keep": bool(self._decisions.keep[place]),
@@ -163,14 +163,14 @@ def _write(
         )
         entries = jsonlines.Writer(stack.enter_context(_output(settings.scores, None)))
         count = 0
-        for record in read_records(files, store.header.fields, grouped=False):
+        for record in read_records(files, store.index.fields, grouped=False):
             (kept if verdicts.keep(record) else dropped).write(record.raw)
             entries.write(verdicts.entry(record))
             count += 1
-        if count != store.header.rows:
+        if count != store.rows:
             raise StoreError(
                 f"the data has {count:,} records, {store.path} was made from "
-                f"{store.header.rows:,}.",
+                f"{store.rows:,}.",
                 "pass --data FILE with the data that was sketched",
             )
 
@@ -179,7 +179,7 @@ def _files(store: GradientStore, settings: FilterSettings) -> list[DataFile]:
     """The data's files, which must be there."""
     if settings.data:
         return find_files(settings.data)
-    files = [DataFile(item.name, store.path / item.path) for item in store.header.sources]
+    files = [DataFile(item.name, store.path / item.path) for item in store.index.sources]
     for file in files:
         if not file.path.is_file():
             raise StoreError(

@@ -35,7 +35,7 @@ class DryRun:
             "schema": SCHEMA,
             "files": [
                 {"name": item.name, "records": item.records, "shape": item.shape}
-                for item in self.index.sources
+                for item in self.index.stored.sources
             ],
             "records": self.index.rows,
             "left_out": self.left_out,

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import InputError, UsageError
-from congrad_cli.header import Source
 from congrad_cli.progress import Progress, Silent
 from congrad_cli.records.containers import suffix_warning
 from congrad_cli.records.damage import DamageLimit
@@ -19,19 +18,14 @@ from congrad_cli.records.reader import REF_FIELDS, RecordFile, language_detector
 from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import RecordSettings, SketchSettings
-
-NO_GROUP = -1
+from congrad_cli.store_index import NO_GROUP, Source, StoreIndex
 
 
 @dataclass(frozen=True)
 class DataIndex:
     """What the first pass over the data finds out. N counts all items, rejected ones included."""
 
-    sources: list[Source]  # with resolved paths
-    fields: RecordSettings
-    groups: list[str]
-    group: NDArray[np.int32]  # [N] index into groups; NO_GROUP where the item was rejected
-    digest: NDArray[np.uint8]  # [N, 16]
+    stored: StoreIndex  # what the store keeps of it; its sources have resolved paths
     rejected: list[dict[str, Any]]  # row, source, line, code, message of each
     conversation: str | None  # FILE:LINE of the first conversational record
     ref_logp: NDArray[np.float32] | None  # [N, 2], where the data brings a reference's
@@ -40,25 +34,33 @@ class DataIndex:
     @property
     def rows(self) -> int:
         """N, the number of items."""
-        return len(self.group)
+        return self.stored.rows
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the groups."""
+        return self.stored.groups
+
+    @property
+    def group(self) -> NDArray[np.int32]:
+        """The index into ``groups`` of every item, [N]; NO_GROUP where it was rejected."""
+        return self.stored.group
+
+    @property
+    def digest(self) -> NDArray[np.uint8]:
+        """The digest of every item, [N, 16]."""
+        return self.stored.digest
 
     @property
     def files(self) -> list[DataFile]:
         """The data's files."""
-        return [DataFile(item.name, Path(item.path), item.language) for item in self.sources]
+        return [DataFile(item.name, Path(item.path), item.language) for item in self.stored.sources]
 
     def records(self) -> Iterator[Record]:
         """Read the usable records once more; their groups are in ``group``."""
-        for record in read_records(self.files, self.fields, grouped=False):
+        for record in read_records(self.files, self.stored.fields, grouped=False):
             if isinstance(record, Record) and self.group[record.row] != NO_GROUP:
                 yield record
-
-    def fingerprint(self) -> str:
-        """One digest of all records and their groups; file names are not in it."""
-        content = hashlib.sha256(self.digest.tobytes())
-        content.update(self.group.tobytes())
-        content.update("\0".join(self.groups).encode())
-        return content.hexdigest()[:16]
 
 
 @dataclass
@@ -154,12 +156,15 @@ def index_data(
         progress.note(f"left out {len(found.rejected):,} of {len(found.labels):,} records: "
                       f"{damage.summary()}")
     number: dict[str | None, int] = {label: index for index, label in enumerate(groups)}
-    return DataIndex(
+    stored = StoreIndex(
         sources=sources,
         fields=fields,
         groups=groups,
         group=np.array([number.get(label, NO_GROUP) for label in found.labels], np.int32),
         digest=np.frombuffer(bytes(found.digests), np.uint8).reshape(-1, 16),
+    )
+    return DataIndex(
+        stored=stored,
         rejected=found.rejected,
         conversation=found.conversation,
         ref_logp=found.reference_logps(),

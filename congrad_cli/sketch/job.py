@@ -131,7 +131,8 @@ class SketchJob:
         record = skip.record
         if self.done[record.row]:
             return
-        self.writer.skip(record.row, record.source, record.line, skip.code, skip.message)
+        digest = self.index.digest[record.row].tobytes()
+        self.writer.skip(digest, record.source, record.line, skip.code, skip.message)
         self.progress.warn(
             f"{record.source}:{record.line}: skipped ({skip.code}): {skip.message}", skip.code
         )
@@ -151,22 +152,23 @@ class SketchJob:
         while waiting:
             piece, *others = [*cut_batches(waiting.pop(0), self.budget, shared), *waiting]
             waiting = others
-            arrays = None
+            found = None
             try:
-                arrays = self._arrays(piece, shared)
+                found = self._arrays(piece, shared)
             except MixedRowsError as error:
                 self._one_by_one(str(error))
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
                 self._halve(piece, shared, error)
-            if arrays is None:  # outside the handlers: an error keeps its tensors alive
+            if found is None:  # outside the handlers: an error keeps its tensors alive
                 if self.sketcher.device.type == "cuda":
                     torch.cuda.empty_cache()
                 waiting.insert(0, piece)
                 continue
+            rows, arrays = found
             # A run with another token budget cuts other batches; rows that are there stay single.
-            new = ~self.done[arrays["row"]]
+            new = ~self.done[rows]
             self.writer.append({name: array[new] for name, array in arrays.items()})
 
     def _one_by_one(self, layer: str) -> None:
@@ -186,13 +188,16 @@ class SketchJob:
             f"out of memory with {tokens:,} tokens in a batch: going on with {self.budget:,}"
         )
 
-    def _arrays(self, batch: list[TokenizedPair], shared: bool) -> Arrays:
-        """The shard's columns for the pairs of one batch that have a sketch."""
+    def _arrays(
+        self, batch: list[TokenizedPair], shared: bool
+    ) -> tuple[NDArray[np.int64], Arrays]:
+        """The pairs of one batch that have a sketch: their rows, and the shard's columns."""
         result = self.sketcher.sketch(self._lay_out(batch, shared))
         optional = self._optional(batch, result, shared)
         fine = self._without_broken(batch, result, shared)
-        return {
-            **self._rows(batch, result, fine),
+        rows = np.array([pair.record.row for pair in batch], np.int64)[fine]
+        return rows, {
+            **self._columns(batch, result, fine),
             **{name: array[fine] for name, array in optional.items()},
         }
 
@@ -236,7 +241,7 @@ class SketchJob:
         fine: NDArray[np.bool_] = finite & ~zero
         return fine
 
-    def _rows(
+    def _columns(
         self, batch: list[TokenizedPair], result: BatchSketch, fine: NDArray[np.bool_]
     ) -> Arrays:
         """The columns that every shard has, of the ``fine`` pairs, [n]."""
@@ -246,12 +251,10 @@ class SketchJob:
         rows = np.array([pair.record.row for pair in pairs], np.int64)
         tokens = [[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs]
         return {
-            "row": rows,
             **self.writer.header.codec.encode((sketch / norm[:, None]).numpy()),
             "norm": norm.numpy(),
             "logp": result.logp.cpu().numpy()[fine],
             "tokens": np.array(tokens, np.int32).reshape(-1, 3),
-            "group": self.index.group[rows],
             "digest": self.index.digest[rows],
         }
 

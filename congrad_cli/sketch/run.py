@@ -1,6 +1,6 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from congrad_cli import __version__
 from congrad_cli.directory import remove_store
-from congrad_cli.errors import ModelError, UsageError
-from congrad_cli.header import Source, StoreHeader, check_same, read_header
+from congrad_cli.errors import ModelError, StoreError, UsageError
+from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
 from congrad_cli.progress import Progress
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
@@ -27,7 +27,8 @@ from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
 from congrad_cli.sketch.tokens import TokenizedPair
-from congrad_cli.store import GradientStore
+from congrad_cli.store import GradientStore, open_shard, shard_files, stored_digests
+from congrad_cli.store_index import NO_GROUP, Source, find_digests, first_of_each, write_index
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 
@@ -58,15 +59,33 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     tell_rejects(settings, index, index.rejected)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = _plan(index, store, settings, progress)
+    plan = _plan(index, settings, progress)
     here = _goes_on(store, settings)
     if here:
         check_same(store, read_header(store), plan.header)
-        write_rejected(store, index.rejected)
+        _note_data(index, store, progress)
     if not here or not _done(store, index).all():
         _sketch(index, store, settings, progress, plan)
-    tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
+    tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
     return store
+
+
+def _note_data(index: DataIndex, store: Path, progress: Progress) -> None:
+    """Make the data the store's own, unless it has pairs and none of them is in the data."""
+    header = read_header(store)
+    known = stored_digests([open_shard(file, header) for file in shard_files(store)])
+    usable = index.digest[index.group != NO_GROUP]
+    shared = int((find_digests(usable, known) >= 0).sum())
+    if len(known) and not shared:
+        raise StoreError(
+            f"{store} was made with other data: it holds {len(known):,} pairs, none of these.",
+            OTHER_STORE,
+        )
+    if len(known):
+        progress.note(f"{shared:,} of {len(usable):,} pairs are in the store already")
+    write_index(store, replace(index.stored, sources=[
+        _placed(item, store) for item in index.stored.sources]))  # fmt: skip
+    write_rejected(store, index.rejected)
 
 
 def _goes_on(store: Path, settings: SketchSettings) -> bool:
@@ -74,16 +93,14 @@ def _goes_on(store: Path, settings: SketchSettings) -> bool:
     return (store / "store.json").exists() and not settings.overwrite
 
 
-def _plan(
-    index: DataIndex, store: Path, settings: SketchSettings, progress: Progress
-) -> _Plan:
+def _plan(index: DataIndex, settings: SketchSettings, progress: Progress) -> _Plan:
     source = find_model(settings.model, settings.revision, settings.adapter)
     tokenizer = models.load_tokenizer(source, settings.chat_template)
     if index.conversation:
         models.require_template(tokenizer, source, index.conversation)
     device, dtype = models.choose_place(source, settings.device, settings.dtype)
     judge = _reference(settings, index, tokenizer, progress)
-    header = _header(index, store, settings, source.name, {
+    header = _header(index, settings, source.name, {
         "model": models.model_fingerprint(source, tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "reference": judge and models.model_fingerprint(judge, tokenizer)["weights"],
@@ -107,11 +124,11 @@ def _sketch(
     found = None if keeps else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
-        remove_store(store, keep=Path(index.sources[0].path))
+        remove_store(store, keep=Path(index.stored.sources[0].path))
     if found is not None:
         create_store(store, replace(plan.header, width=found.width))
-        write_rejected(store, index.rejected)
         write_start(store, found)
+        _note_data(index, store, progress)
     start = read_start(store, layers, read_header(store).width)
     shared = settings.share_prompt and start.layout.agree
     if settings.share_prompt and not shared:
@@ -133,29 +150,26 @@ def _sketch(
 
 
 def _header(
-    index: DataIndex, store: Path, settings: SketchSettings, model: str, numbers: dict[str, Any]
+    index: DataIndex, settings: SketchSettings, model: str, numbers: dict[str, Any]
 ) -> StoreHeader:
-    """The store's header; ``numbers`` is what changes the sketches beside settings and data."""
+    """The store's header; ``numbers`` is what changes the sketches beside the settings."""
+    optional = optional_columns(settings, index)
     return StoreHeader(
         model=model,
         dim=settings.dim,
         width=settings.width or 1,  # the real one is known once the model is
-        rows=index.rows,
-        groups=index.groups,
-        sources=[_placed(item, store) for item in index.sources],
-        record_settings=asdict(index.fields),
         fingerprint={
-            "data": index.fingerprint(),
             "model": numbers["model"],
             "settings": {
                 **fingerprint_fields(settings),
                 "dtype": numbers["dtype"],
                 "projection": projection.VERSION,
                 "reference": numbers["reference"],
+                "columns": optional,
             },
         },
         token_weighting=settings.token_weighting,
-        optional=optional_columns(settings, index),
+        optional=optional,
         versions={
             "congrad": __version__,
             "torch": torch.__version__,
@@ -165,9 +179,9 @@ def _header(
 
 
 def _done(store: Path, index: DataIndex) -> NDArray[np.bool_]:
-    """Which rows need no work: they are in a shard, or known to have no sketch."""
+    """Which rows need no work, [N]: their pair is stored, has no sketch, or comes before them."""
     existing = GradientStore.open(store)
-    done = np.zeros(index.rows, bool)
+    done = ~first_of_each(index.digest)
     done[existing.row] = True
     done[list(existing.skipped())] = True
     return done

@@ -191,10 +191,6 @@ def store_bytes(settings: SketchSettings, rows: int, optional: Sequence[str] = (
         model=settings.model,
         dim=settings.dim,
         width=settings.width or possible_widths(settings.dim)[-1],
-        rows=rows,
-        groups=[],
-        sources=[],
-        record_settings={},
         fingerprint={"settings": {"store_dtype": settings.store_dtype}},
         optional=list(optional),
     )

@@ -27,6 +27,7 @@ from synthetic import columns, header
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import RecordSettings
 from congrad_cli.sketch.index import DataIndex, index_data
+from congrad_cli.store_index import write_index
 from congrad_cli.writer import ShardWriter, create_store
 
 SAMPLE = Path(__file__).resolve().parent.parent.parent / "sample_data" / "preferences.jsonl"
@@ -44,19 +45,18 @@ def write_records(path: Path, count: int) -> None:
             file.write(json.dumps(longer, ensure_ascii=False).encode() + b"\n")
 
 
-def write_store(path: Path, index: DataIndex, data: Path) -> None:
+def write_store(path: Path, index: DataIndex) -> None:
     """A store of random rows for the data."""
-    groups = [index.groups[label] for label in index.group.tolist()]
-    create_store(path, header(index.rows, DIM, groups, data))
-    writer = ShardWriter(path, header(index.rows, DIM, groups, data))
+    create_store(path, header(DIM))
+    write_index(path, index.stored)
+    writer = ShardWriter(path, header(DIM))
     random = np.random.default_rng(0)
     for begin in range(0, index.rows, PART):
         rows = np.arange(begin, min(begin + PART, index.rows))
         directions = random.standard_normal((len(rows), DIM))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        part = columns(range(len(rows)), directions, np.ones(len(rows)), index.group[rows],
-                       index.digest[rows])
-        writer.append(part | {"row": rows})
+        writer.append(
+            columns(range(len(rows)), directions, np.ones(len(rows)), index.digest[rows]))
         writer.commit()
 
 
@@ -84,7 +84,7 @@ def prepare(folder: Path, count: int) -> None:
     index = index_data([DataFile("pairs.jsonl", data)], RecordSettings())
     seconds = time.monotonic() - began
     print(f"first pass: {seconds:.0f} s, {count / seconds:,.0f} records/s", flush=True)
-    write_store(folder / "pairs.congrad", index, data)
+    write_store(folder / "pairs.congrad", index)
 
 
 def main() -> None:
