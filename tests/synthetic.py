@@ -88,7 +88,11 @@ def read_all(path: Path, **settings: Any) -> list[Record]:
 
 
 def columns(
-    rows: Sequence[int], directions: Any, norms: Any, digests: Any = None, codec: Codec | None = None
+    rows: Sequence[int],
+    directions: Any,
+    norms: Any,
+    digests: Any = None,
+    codec: Codec | None = None,
 ) -> Arrays:
     """The shard columns of the given rows, float16 without ``codec``; the rest holds all rows."""
     directions = np.asarray(directions, np.float32)

@@ -21,7 +21,7 @@ from congrad_cli.records.damage import DamageLimit
 from congrad_cli.records.files import find_files
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.sketch.index import index_data
-from congrad_cli.store_index import write_index
+from congrad_cli.store_index import first_of_each, write_index
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 BAD = {
@@ -42,7 +42,7 @@ def store_of(folder, names, **fields):
     create_store(path, about)
     write_index(path, index.stored)
     write_rejected(path, index.rejected)
-    rows = np.flatnonzero(index.group >= 0)
+    rows = np.flatnonzero((index.group >= 0) & first_of_each(index.digest))
     directions = np.random.default_rng(0).standard_normal((index.rows, 4))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     writer = ShardWriter(path, about)

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 from synthetic import random_rows
 
 from congrad_cli.codec import Codec
+from congrad_cli.store import GradientStore
+from congrad_cli.store_index import find_digests, read_index
 
 CONGRAD = f"{shlex.quote(sys.executable)} -m congrad_cli"
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,24 +204,25 @@ def test_the_shards_hold_the_contracts_tensors(small_store, small_lines):
     found = load_file(file)
     n, dim = len(small_lines), 512
     assert {name: (array.dtype.name, array.shape) for name, array in found.items()} == {
-        "row": ("int64", (n,)),
         "direction": ("float16", (n, dim)),
         "norm": ("float32", (n,)),
         "logp": ("float32", (n, 2)),
         "tokens": ("int32", (n, 3)),
-        "group": ("int32", (n,)),
         "digest": ("uint8", (n, 16)),
     }
-    assert sorted(found["row"]) == list(range(n))
     lengths = np.linalg.norm(found["direction"].astype(np.float64), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-3)  # float16
     assert (found["norm"] > 0).all()
     assert (found["logp"] < 0).all()
     assert (found["tokens"] > 0).all()
-    groups = json.loads((small_store / "store.json").read_bytes())["groups"]
+    index = load_file(small_store / "index.safetensors")
+    assert {name: (array.dtype.name, array.shape) for name, array in index.items()} == {
+        "group": ("int32", (n,)), "digest": ("uint8", (n, 16))}
+    assert sorted(map(bytes, index["digest"])) == sorted(map(bytes, found["digest"]))
     languages = [json.loads(line)["language"] for line in small_lines]
+    groups = read_index(small_store).groups
     assert groups == sorted(set(languages))
-    assert [groups[label] for label in found["group"]] == [languages[row] for row in found["row"]]
+    assert [groups[label] for label in index["group"]] == languages
 
 
 @pytest.mark.parametrize("store_dtype", ["int8", "int4", "1bit"])
@@ -269,7 +272,8 @@ def test_optional_tensors_hold_reference_and_weighted_log_probabilities(
     for name in ("ref_logp", "weighted_logp"):
         assert (found[name].dtype, found[name].shape) == (np.float32, (4, 2))
     lengths = found["tokens"][:, 1:]
-    np.testing.assert_allclose(found["ref_logp"], given[found["row"]] / lengths, rtol=1e-6)
+    row = find_digests(found["digest"], read_index(store).digest)
+    np.testing.assert_allclose(found["ref_logp"], given[row] / lengths, rtol=1e-6)
     np.testing.assert_allclose(found["weighted_logp"], found["logp"] / lengths, rtol=1e-5)
     good(forked_congrad("consensus", "--loss", "ipo", stdin=first.stdout))
     done = good(forked_congrad("filter", store, "--min-score", "-2"))
@@ -310,8 +314,10 @@ def test_another_seed_needs_another_store_or_overwrite(
 
 
 def test_other_data_needs_another_store(forked_congrad, small_lines, store_copy, tiny_model):
+    """Data that has nothing in common with the store is a mistake; see test_sketch_resume."""
     other = store_copy.parent / "other.jsonl"
-    other.write_bytes(b"".join(small_lines[1:]))
+    renamed = [json.loads(line) | {"id": f"other-{row}"} for row, line in enumerate(small_lines)]
+    other.write_text("".join(json.dumps(fields) + "\n" for fields in renamed))
     bad(forked_congrad("sketch", other, "-m", tiny_model, "-s", store_copy, *SMALL), 4,
         "made with other data")  # fmt: skip
 
@@ -566,8 +572,7 @@ def test_prompts_that_leave_no_room_are_skipped_counted_and_dropped(
     forked_congrad, small_pairs, small_lines, small_store, tiny_model, tmp_path
 ):
     """As TRL does; but never silently."""
-    shard = load_file(small_store / "shards" / "r000-00000.safetensors")
-    prompts = shard["tokens"][np.argsort(shard["row"]), 0]
+    prompts = GradientStore.open(small_store).column("tokens")[:, 0]
     limit = int(np.median(prompts))
     no_room = {row for row, length in enumerate(prompts) if length >= limit}
     assert 0 < len(no_room) < len(small_lines)
@@ -576,9 +581,9 @@ def test_prompts_that_leave_no_room_are_skipped_counted_and_dropped(
         "sketch", small_pairs, "-m", tiny_model, "-s", store, *SMALL, "--max-length", limit))
     assert b"skipped (no-room)" in first.stderr
     assert f"no answer fits in {limit}".encode() in first.stderr
-    listed = {entry["row"] for entry in json_lines(store / "skipped" / "r000.jsonl")
-              if entry["code"] == "no-room"}
-    assert listed == no_room
+    assert len(json_lines(store / "skipped" / "r000.jsonl")) >= len(no_room)
+    skipped = GradientStore.open(store).skipped()
+    assert {row for row, code in skipped.items() if code == "no-room"} == no_room
 
     good(forked_congrad("consensus", stdin=first.stdout))
     done = good(forked_congrad("filter", store, "--min-score", "-2", "--dropped", dropped,
