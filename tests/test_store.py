@@ -240,7 +240,8 @@ def test_a_header_comes_back_as_it_was(make_store):
     [
         {"format": 1}, {"format": 3}, {"format": None}, {"dim": 0}, {"dim": 1 << 40}, {"dim": "8"},
         {"dim": None}, {"dim": True}, {"fingerprint": None}, {"fingerprint": []},
-        {"versions": 3}, {"model": 1}, {"optional": ["row"]}, {"optional": None}, {"unknown": 1}, {"width": 0}, {"width": -1},
+        {"versions": 3}, {"model": 1}, {"optional": ["row"]}, {"optional": None}, {"unknown": 1},
+        {"width": 0}, {"width": -1},
         {"width": 3}, {"width": 8}, {"width": "1"},
         *({"fingerprint": {"settings": {"store_dtype": value}}}
           for value in ("int2", "", None, 8, ["int8"], {}, "float16 ")),
