@@ -133,11 +133,12 @@ class RankLock:
     def _sweep(self) -> None:
         """Remove what killed processes left of this rank: their claims are of locks long gone."""
         now = touched(self._path)
-        for file in self._path.parent.glob(f".{self._path.stem}.*"):
-            found = look(file)
-            if found and not found.alive(now, self._stale_after):
-                with contextlib.suppress(OSError):
-                    file.unlink()
+        for pattern in (f".{self._path.stem}.*", ".clock.*"):
+            for file in self._path.parent.glob(pattern):
+                found = look(file)
+                if found and not found.alive(now, self._stale_after):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
     def _refusal(self, info: LockInfo | None, age: float) -> StoreError:
         stale = f"goes stale after {self._stale_after:.0f} s"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ from congrad_cli.errors import StoreError
 from congrad_cli.locks import RankLock
 delay = random.Random(int(sys.argv[1]))
 def slow(function):
-    def slowed(*args):
+    def slowed(*args, **options):
         time.sleep(delay.random() * 0.002)
-        return function(*args)
+        return function(*args, **options)
     return slowed
 def refused(*args):
     raise PermissionError(1, "Operation not permitted")
@@ -49,8 +50,6 @@ os.link = slow(refused if sys.argv[2] == "no links" else os.link)
 for name in ("replace", "unlink", "rename"):
     setattr(pathlib.Path, name, slow(getattr(pathlib.Path, name)))
 claims.look = slow(claims.look)
-pathlib.Path.unlink = (lambda unlink: lambda path, missing_ok=False: unlink(path, missing_ok))(
-    pathlib.Path.unlink)
 for line in sys.stdin:
     store, moment = line.rsplit(" ", 1)
     while time.monotonic() < float(moment):
@@ -65,6 +64,7 @@ for line in sys.stdin:
         sys.stdin.readline()
         lock.check()
         lock.__exit__(None, None, None)
+        print("released", flush=True)
 """
 
 # Forked children take the lock, look for company, and release it; many are killed on the way.
@@ -73,9 +73,9 @@ import os, pathlib, random, signal, sys, time
 from congrad_cli import claims
 from congrad_cli.errors import StoreError
 from congrad_cli.locks import RankLock
-store, seed, links = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "links"
+store, links = pathlib.Path(sys.argv[1]), sys.argv[2] == "links"
 def child(number):
-    chance = random.Random(seed * 1000 + number)
+    chance = random.Random(number)
     def mortal(function):
         def called(*args, **options):
             if chance.random() < 0.03:
@@ -90,10 +90,10 @@ def child(number):
         setattr(pathlib.Path, name, mortal(getattr(pathlib.Path, name)))
     claims.look = mortal(claims.look)
     if not links:
-        claims._write_new = mortal(claims._write_new)
+        os.fsync = mortal(os.fsync)  # a new lock is empty, then whole
     for _ in range(200):
         try:
-            with RankLock(store, 0, 1):
+            with RankLock(store, 0, 1, stale_after=0.2):  # which torn ones wait for
                 inside = store / "inside"
                 if inside.exists() and claims._process(int(inside.read_text()))[0]:
                     os.write(1, b"company\\n")
@@ -119,6 +119,12 @@ while number < 60 or running:
     else:
         running.discard(os.waitpid(-1, 0)[0])
 """
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch) -> None:
+    """No power fails here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def start(store: Path, rank: int = 0, world: int = 1) -> "subprocess.Popen[str]":
@@ -320,13 +326,14 @@ def test_our_own_clock_does_not_matter(tmp_path, monkeypatch):
 
 
 def test_the_owner_touches_its_lock(tmp_path):
-    with RankLock(tmp_path, 0, 1, beat=0.01):
+    with RankLock(tmp_path, 0, 1, beat=0.01) as lock:
         path = tmp_path / "locks" / "r000.lock"
         os.utime(path, (1, 1))
         deadline = time.monotonic() + 60
         while path.stat().st_mtime < 1e9:
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        lock.check()
 
 
 # --- a lock that was lost --------------------------------------------------------------------
@@ -512,15 +519,20 @@ def test_leftovers_of_killed_processes_go(tmp_path):
     assert left == {"r000.lock", ".r000.lock.01234567.node7.5.tmp"}
 
 
-@pytest.mark.parametrize("leftover", ["lock", "torn", "claim"])
-@pytest.mark.parametrize("file_system", ["links", "no links"])
-def test_of_many_that_take_over_a_stale_lock_one_wins(tmp_path, leftover, file_system):
-    rounds, racers = 20 if leftover == "lock" else 5, []
-    for seed in range(8):
-        command = [sys.executable, "-c", RACER, str(seed), file_system]
-        racers.append(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
+@pytest.fixture(scope="module", params=["links", "no links"])
+def racers(request) -> "Iterator[list[subprocess.Popen[str]]]":
+    """Eight processes that take a lock when they are told to."""
+    commands = [[sys.executable, "-c", RACER, str(seed), request.param] for seed in range(8)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen(command, **pipes) for command in commands]
+    yield racers
+    for racer in racers:
+        racer.communicate()
+        assert racer.returncode == 0
+
+
+@pytest.mark.parametrize(("leftover", "rounds"), [("lock", 20), ("torn", 5), ("claim", 10)])
+def test_of_many_that_take_over_a_stale_lock_one_wins(tmp_path, racers, leftover, rounds):
     for number in range(rounds):
         store = tmp_path / str(number)
         stale_lock(store, leftover)
@@ -530,11 +542,11 @@ def test_of_many_that_take_over_a_stale_lock_one_wins(tmp_path, leftover, file_s
             racer.stdin.flush()
         answers = [racer.stdout.readline() for racer in racers]
         assert sorted(answers) == ["lost\n"] * 7 + ["won\n"]
-        racers[answers.index("won\n")].stdin.write("release\n")
-    for racer in racers:
-        racer.communicate()
-        assert racer.returncode == 0
-    assert live_ranks(store) == {}
+        winner = racers[answers.index("won\n")]
+        winner.stdin.write("release\n")
+        winner.stdin.flush()
+        assert winner.stdout.readline() == "released\n"
+        assert list((store / "locks").iterdir()) == []
 
 
 def stale_lock(store: Path, leftover: str) -> None:
@@ -549,14 +561,16 @@ def stale_lock(store: Path, leftover: str) -> None:
         claim.write_bytes(kept)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_nobody_has_company_whoever_is_killed_where(tmp_path, seed):
+@pytest.mark.parametrize("file_system", ["links", "no links"])
+def test_nobody_has_company_whoever_is_killed_where(tmp_path, file_system):
     """Processes die at random places of taking, holding, taking over and releasing."""
     done = subprocess.run(
-        [sys.executable, "-c", CROWD, str(tmp_path), str(seed), "links"],
+        [sys.executable, "-c", CROWD, str(tmp_path), file_system],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     said = done.stdout.split()
     assert set(said) == {"done"}, said
     assert 5 < len(said) < 60, "some must be killed, and some must not"
+    for left in (tmp_path / "locks").iterdir():
+        os.utime(left, (1, 1))
     assert_free(tmp_path)
