@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.claims import NO_LINKS, NO_RESOURCES, temporary_name
 from congrad_cli.errors import StoreError
 
 Arrays = dict[str, NDArray[Any]]
@@ -22,17 +23,25 @@ _DTYPES = {
 }  # fmt: skip
 _MAX_HEADER = 1 << 24
 
-NO_RESOURCES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the machine lacks, and no fault of a file."""
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def commit_file(path: Path, data: bytes) -> None:
     """Make ``data`` appear at ``path`` whole, durable and with the umask's mode, or not at all.
 
-    Raises :class:`FileExistsError` where ``path`` exists already.
+    Raises :class:`FileExistsError` where ``path`` exists already. On a file system without hard
+    links a rename follows a look: of two writers of one name at one moment the later would win
+    unnoticed there. A rank's lock keeps its shards from that.
     """
     with _written(path, data) as temporary:
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            temporary.rename(path)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -44,7 +53,7 @@ def replace_file(path: Path, data: bytes) -> None:
 @contextmanager
 def _written(path: Path, data: bytes) -> Iterator[Path]:
     """A durable temporary file beside ``path``; its new name is made durable at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -56,6 +65,9 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:  # some network file systems sync names by themselves
+            raise
     finally:
         os.close(directory)
 
