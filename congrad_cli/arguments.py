@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
@@ -66,6 +66,20 @@ def languages(labels: str | None) -> tuple[str, ...]:
     from congrad_cli.records.languages import canonical
 
     return tuple(dict.fromkeys(map(canonical, parts("--languages", labels))))
+
+
+def share(shard: str | None, environment: Mapping[str, str]) -> tuple[int, int, bool]:
+    """Rank, number of ranks, and whether rank 0 waits for the others: from --shard or torchrun."""
+    if shard is None:
+        rank, world = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise UsageError(f"RANK={rank} and WORLD_SIZE={world} in the environment make no sense.",
+                             "unset them, or pass --shard I/N")
+        return int(rank), int(world), int(world) > 1
+    rank, slash, world = shard.partition("/")
+    if not (slash and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UsageError(f"--shard {shard}: pass I/N with I from 0 to N - 1, such as 0/8.")
+    return int(rank), int(world), False
 
 
 def data_names(data: Sequence[str] | None) -> list[str]:

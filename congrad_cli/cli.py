@@ -131,6 +131,7 @@ def sketch(
     bad_records: options.BadRecords = "stop",
     max_bad: options.MaxBad = None,
     rejects: options.Rejects = None,
+    shard: options.Shard = None,
     threads: options.SketchThreads = None,
     overwrite: options.Overwrite = False,
     prompt_field: options.PromptField = None,
@@ -177,7 +178,12 @@ def sketch(
         detect_language=detect_language, min_confidence=min_confidence,
     )  # fmt: skip
     names = arguments.data_names(data)
-    progress = console.TerminalProgress(quiet)
+    rank, world, waits = arguments.share(shard, os.environ)
+    if world > 1 and (names == ["-"] or overwrite):
+        what = "--overwrite" if overwrite else "stdin"
+        raise UsageError(f"{what} and more than one rank.",
+                         "remove the store first" if overwrite else "name a file that all can read")
+    progress = console.TerminalProgress(quiet or rank > 0)
     _be_calm()
     if dry_run:
         _dry_run(names, fields, settings, out if as_json else None, progress)
@@ -189,10 +195,12 @@ def sketch(
     piped = piped_data(path, sys.stdin.buffer) if names == ["-"] else nullcontext(None)
     with piped as file:
         index = _read(names, file, fields, settings, progress)
+        from congrad_cli.sketch.ranks import Share
         from congrad_cli.sketch.run import run
 
-        run(index, path, settings, progress)
-    _print_path(path, out)
+        complete = run(index, path, settings, progress, Share(rank, world, waits))
+    if complete and rank == 0:
+        _print_path(path, out)
 
 
 def _read(

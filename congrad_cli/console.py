@@ -128,6 +128,10 @@ class TerminalProgress:
                 f"{self._new / max(seconds, 1e-9):.1f} pairs/s, {_clock(seconds)}\n"
             )
 
+    def stopping(self) -> None:
+        """Say so at once, past ``sys.stderr``: the signal may have come in the midst of it."""
+        os.write(2, b"\ncongrad: stopping; writing the rows in hand (Ctrl-C again to stop now)\n")
+
     def note(self, message: str, kind: str = "") -> None:
         """Show the first few notes of a kind; all are counted."""
         if self._may_show(f"note {kind}") and not self._quiet:

@@ -42,6 +42,12 @@ class NumericsError(CongradError):
     exit_code = 5
 
 
+class ResourceError(CongradError):
+    """The machine has no more disk or memory for it."""
+
+    exit_code = 7
+
+
 class ModelError(CongradError):
     """The model or its tokenizer cannot be had, or lacks what the data needs."""
 

@@ -112,6 +112,12 @@ BadRecords = Annotated[
                  help="Records that are no usable pair, and pairs whose gradient is zero or not "
                       "finite: stop, or leave them out and count them."),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N",
+                 help="Do part I (from 0) of N; others do the rest, now or later. torchrun needs no "
+                      "such option."),
+]
 SketchThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")
 ]

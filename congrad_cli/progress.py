@@ -18,6 +18,9 @@ class Progress(Protocol):
     def finish(self) -> None:
         """Counting ends."""
 
+    def stopping(self) -> None:
+        """A signal asked to stop; what is in hand is finished first. Called in its handler."""
+
     def note(self, message: str, kind: str = "") -> None:
         """Something that was found out. Of a ``kind`` only the first few are shown."""
 
@@ -38,6 +41,9 @@ class Silent:
         """Ignored."""
 
     def finish(self) -> None:
+        """Ignored."""
+
+    def stopping(self) -> None:
         """Ignored."""
 
     def note(self, message: str, kind: str = "") -> None:

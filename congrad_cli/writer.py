@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ SHARD_SECONDS = 60.0
 class ShardWriter:
     """Collects sketched rows and commits them as shards; also keeps the list of skipped pairs."""
 
-    def __init__(self, path: Path, header: StoreHeader, rank: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: StoreHeader,
+        rank: int = 0,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path, self.header, self._rank = path, header, rank
+        self._before_commit = before_commit  # raises where this process may not write any more
         self._parts: list[Arrays] = []
         self._count = self._bytes = 0
         self._skipped: list[dict[str, Any]] = []
@@ -56,6 +63,9 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Write what was collected as one shard."""
+        if not self._skipped and not self._count:
+            return
+        self._before_commit()
         if self._skipped:
             self._append_skipped()
         if not self._count:

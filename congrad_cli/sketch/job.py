@@ -26,6 +26,8 @@ from congrad_cli.sketch.pairs import (
     cut_batches,
     padded_tokens,
 )
+from congrad_cli.sketch.ranks import Share
+from congrad_cli.sketch.stopping import Stopping
 from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize_all, windows
 from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.tensors import Arrays
@@ -53,6 +55,7 @@ class SketchJob:
     tokenizer: Any
     writer: ShardWriter
     index: DataIndex
+    share: Share
     done: NDArray[np.bool_]  # [N]: rows that need no work
     budget: int  # tokens of a batch; halved where they do not fit
     progress: Progress
@@ -64,7 +67,12 @@ class SketchJob:
 
     def work(self, records: Iterator[Record], shared: bool) -> None:
         """Sketch the records that are not done; what is finished is durable even on an error."""
-        self.progress.start("sketch", len(self.done), int(self.done.sum()))
+        own = self.share.rows(len(self.done))
+        self.progress.start("sketch", int(own.sum()), int(self.done[own].sum()))
+        with Stopping(self.progress.stopping) as stopping:
+            self._work_windows(records, shared, stopping)
+
+    def _work_windows(self, records: Iterator[Record], shared: bool, stopping: Stopping) -> None:
         budget = self.budget  # batches are cut by the budget at the start, whatever happens later
         fresh = True
         try:
@@ -82,6 +90,7 @@ class SketchJob:
                     self.progress.advance(len(batch))
                     self._count_truncated(batch)
                     self._commit_when_due()
+                    stopping.check()
         finally:
             self.writer.commit()
             self.progress.finish()
@@ -117,7 +126,7 @@ class SketchJob:
         """
         settings = self.settings
         for window in records:
-            if all(self.done[record.row] for record in window):
+            if not self.share.has(window[0].row) or all(self.done[item.row] for item in window):
                 continue
             found = tokenize_all(window, self.tokenizer, settings.max_length, settings.overlong)
             skips = [item for item in found if isinstance(item, Skip)]

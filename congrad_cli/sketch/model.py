@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -123,7 +124,10 @@ def choose_place(
 def choose_device(name: str) -> torch.device:
     """``auto``: CUDA where there is some, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: one process for each GPU
+        return torch.device("cuda", local % torch.cuda.device_count())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,5 +1,8 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ from numpy.typing import NDArray
 
 from congrad_cli import __version__
 from congrad_cli.directory import remove_store
-from congrad_cli.errors import ModelError, StoreError, UsageError
+from congrad_cli.errors import ModelError, ResourceError, StoreError, UsageError
 from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
+from congrad_cli.locks import RankLock, live_ranks
 from congrad_cli.progress import Progress
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
@@ -24,12 +28,22 @@ from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
 from congrad_cli.sketch.job import BROKEN, Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
+from congrad_cli.sketch.ranks import Share, missing, wait_for_others
 from congrad_cli.sketch.source import ModelSource, find_model
-from congrad_cli.sketch.start import find_start, has_start, read_start, write_start
+from congrad_cli.sketch.start import (
+    find_start,
+    forget_other_start,
+    has_start,
+    read_start,
+    write_start,
+)
+from congrad_cli.sketch.token_report import store_bytes
 from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.store import GradientStore, open_shard, shard_files, stored_digests
 from congrad_cli.store_index import NO_GROUP, Source, find_digests, first_of_each, write_index
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
+
+ALL = Share()
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class _Plan:
     device: torch.device
     dtype: torch.dtype
     header: StoreHeader
+    share: Share
 
     def load(self, source: ModelSource, settings: SketchSettings, progress: Progress) -> Any:
         """The model of ``source``, on its device."""
@@ -50,24 +65,78 @@ class _Plan:
         return models.load_model(source, self.device, self.dtype, settings.device_map)
 
 
-def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progress) -> Path:
-    """Sketch every pair of the indexed data into ``store``; its path once all is committed.
+def run(
+    index: DataIndex,
+    store: Path,
+    settings: SketchSettings,
+    progress: Progress,
+    share: Share = ALL,
+) -> bool:
+    """Sketch this process' share of the indexed data into ``store``; whether all of it is there.
 
-    Everything that can be refused is refused before the weights are loaded.
+    Everything that can be refused is refused before the weights are loaded. What is committed
+    stays, whatever happens.
     """
     check_settings(settings)
     tell_rejects(settings, index, index.rejected)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = _plan(index, settings, progress)
-    here = _goes_on(store, settings)
-    if here:
-        check_same(store, read_header(store), plan.header)
-        _note_data(index, store, progress)
-    if not here or not _done(store, index).all():
-        _sketch(index, store, settings, progress, plan)
+    plan = _plan(index, settings, progress, share)
+    with _told(index, store, settings, progress):
+        with _writing(store, share) as lock:
+            if settings.overwrite and len(live_ranks(store)) > 1:
+                raise StoreError(f"{store} is being written by other ranks.", "stop them first")
+            here = _goes_on(store, settings)
+            if here:
+                check_same(store, read_header(store), plan.header)
+                _note_data(index, store, progress)
+            if not here or not _done(store, index)[share.rows(index.rows)].all():
+                _sketch(index, store, settings, progress, plan, lock)
+        if share.waits and share.rank == 0:
+            progress.step("waiting for the other ranks")
+            wait_for_others(store)
+    left = missing(store)
+    if left:
+        progress.note(f"{left:,} of {index.rows:,} pairs are still to come, from other ranks")
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
-    return store
+    return not left
+
+
+@contextmanager
+def _writing(store: Path, share: Share) -> Iterator[RankLock]:
+    """The right to write as this rank. Folders that nothing came into go again."""
+    try:
+        with RankLock(store, share.rank, share.world) as lock:
+            yield lock
+    finally:
+        for folder in (store / "locks", store):
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+@contextmanager
+def _told(
+    index: DataIndex, store: Path, settings: SketchSettings, progress: Progress
+) -> Iterator[None]:
+    """Say how much is safe where the run is stopped, and how much room it lacks."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if (store / "index.safetensors").exists():
+            there = index.rows - missing(store)
+            progress.note(f"{there:,} of {index.rows:,} pairs are safe in {store}. "
+                          "The same command continues.")
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        left = missing(store) if (store / "index.safetensors").exists() else index.rows
+        need = store_bytes(settings, left, optional_columns(settings, index))
+        raise ResourceError(
+            f"no space left for {store}: about {need / 1e6:,.1f} MB more are needed.",
+            f"{index.rows - left:,} of {index.rows:,} pairs are safe; "
+            "free space and run the same command",
+        ) from error
 
 
 def _note_data(index: DataIndex, store: Path, progress: Progress) -> None:
@@ -93,7 +162,9 @@ def _goes_on(store: Path, settings: SketchSettings) -> bool:
     return (store / "store.json").exists() and not settings.overwrite
 
 
-def _plan(index: DataIndex, settings: SketchSettings, progress: Progress) -> _Plan:
+def _plan(
+    index: DataIndex, settings: SketchSettings, progress: Progress, share: Share
+) -> _Plan:
     source = find_model(settings.model, settings.revision, settings.adapter)
     tokenizer = models.load_tokenizer(source, settings.chat_template)
     if index.conversation:
@@ -105,11 +176,16 @@ def _plan(index: DataIndex, settings: SketchSettings, progress: Progress) -> _Pl
         "dtype": str(dtype).removeprefix("torch."),
         "reference": judge and models.model_fingerprint(judge, tokenizer)["weights"],
     })  # fmt: skip
-    return _Plan(source, judge, tokenizer, device, dtype, header)
+    return _Plan(source, judge, tokenizer, device, dtype, header, share)
 
 
 def _sketch(
-    index: DataIndex, store: Path, settings: SketchSettings, progress: Progress, plan: _Plan
+    index: DataIndex,
+    store: Path,
+    settings: SketchSettings,
+    progress: Progress,
+    plan: _Plan,
+    lock: RankLock,
 ) -> None:
     """Load the model, make or continue the store, and sketch what is missing."""
     model = plan.load(plan.source, settings, progress)
@@ -120,16 +196,20 @@ def _sketch(
         plan.load(plan.judge, settings, progress), settings.share_prompt
     )  # fmt: skip
     can_share = use_shared_rows(model)
-    keeps = _goes_on(store, settings) and has_start(store)
+    if not _goes_on(store, settings):
+        forget_other_start(store, plan.header.fingerprint)
+    keeps = has_start(store) and not settings.overwrite
     found = None if keeps else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
         remove_store(store, keep=Path(index.stored.sources[0].path))
     if found is not None:
-        create_store(store, replace(plan.header, width=found.width))
-        write_start(store, found)
+        store.mkdir(parents=True, exist_ok=True)
+        write_start(store, found, plan.header.fingerprint)
+    start = read_start(store, layers)
+    if not (store / "store.json").exists():
+        create_store(store, replace(plan.header, width=start.width))
         _note_data(index, store, progress)
-    start = read_start(store, layers, read_header(store).width)
     shared = settings.share_prompt and start.layout.agree
     if settings.share_prompt and not shared:
         progress.warn(start.why_apart())
@@ -142,8 +222,9 @@ def _sketch(
     index.damage.codes.update(code for code in before if code in BROKEN)
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
-            settings, sketcher, reference, plan.tokenizer, ShardWriter(store, read_header(store)),
-            index, _done(store, index), settings.batch_tokens or batch_tokens(sketcher, shared),
+            settings, sketcher, reference, plan.tokenizer,
+            ShardWriter(store, read_header(store), plan.share.rank, lock.check), index, plan.share,
+            _done(store, index), settings.batch_tokens or batch_tokens(sketcher, shared),
             progress, tell_coverage,
         )  # fmt: skip
         job.work(index.records(), shared)

@@ -64,26 +64,30 @@ def has_start(path: Path) -> bool:
     return (path / FILE).exists()
 
 
-def write_start(path: Path, start: Start) -> None:
-    """Settle it for the store at ``path``, unless somebody else has meanwhile."""
+def forget_other_start(path: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Remove what a run of another model or settings left that was stopped before its store was."""
+    if has_start(path) and map_arrays(path / FILE)[1].get("fingerprint") != fingerprint:
+        (path / FILE).unlink(missing_ok=True)
+
+
+def write_start(path: Path, start: Start, fingerprint: Mapping[str, Any]) -> None:
+    """Settle it for the store at ``path``, unless somebody else has meanwhile.
+
+    ``fingerprint`` is that of the store to be.
+    """
     arrays = {name: basis.numpy() for name, basis in start.leading.items()}
-    about = {**asdict(start.layout), "width": start.width}
+    about = {**asdict(start.layout), "width": start.width, "fingerprint": fingerprint}
     with suppress(FileExistsError):
         commit_file(path / FILE, pack_arrays(arrays, about))
 
 
-def read_start(path: Path, layers: Mapping[str, Layer], width: int) -> Start:
-    """What the store at ``path``, whose header says ``width``, has settled."""
+def read_start(path: Path, layers: Mapping[str, Layer]) -> Start:
+    """What the store at ``path`` has settled."""
     arrays, about = map_arrays(path / FILE)
     leading = {name: torch.from_numpy(np.array(basis)) for name, basis in arrays.items()}
     if not set(leading) <= set(layers) or not {"difference", "tolerance", "width"} <= about.keys():
         raise StoreError(
             f"{path / FILE} belongs to another model.", "pass --overwrite to start anew"
         )
-    if about["width"] != width:
-        raise StoreError(
-            f"{path / FILE} and store.json disagree about the width.",
-            "a run was cut off before its first row: pass --overwrite to start anew",
-        )
     layout = LayoutCheck(float(about["difference"]), float(about["tolerance"]))
-    return Start(leading, width, layout)
+    return Start(leading, int(about["width"]), layout)
