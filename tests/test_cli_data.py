@@ -245,3 +245,20 @@ def test_names_of_one_language_are_one_group(tmp_path):
         json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "lang": label}) + "\n"
         for label in labels))
     assert groups_of([str(path)]) == ["en"] * 5 + ["pt-BR"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda lines: [*lines, lines[0]],
+    lambda lines: lines[:-1],
+    lambda lines: [lines[1], lines[0], *lines[2:]],
+    lambda lines: [*lines[:2], lines[2].replace(b"bad", b"worse"), *lines[3:]],
+], ids=["longer", "shorter", "reordered", "another bad record"])  # fmt: skip
+def test_data_that_changes_between_the_passes_is_refused(tmp_path, small_lines, change):
+    lines = [*small_lines[:2], b"bad\n", *small_lines[2:4]]
+    data = tmp_path / "pairs.jsonl"
+    data.write_bytes(b"".join(lines))
+    index = index_data(find_files([str(data)]), RecordSettings(), DamageLimit(stop=False))
+    assert [record.row for record in index.records()] == [0, 1, 3, 4]
+    data.write_bytes(b"".join(change(lines)))
+    with pytest.raises(InputError, match=r"pairs\.jsonl.*changed while it was being read"):
+        list(index.records())

@@ -48,17 +48,40 @@ class DataIndex:
         return [DataFile(item.name, Path(item.path), item.language) for item in self.sources]
 
     def records(self) -> Iterator[Record]:
-        """Read the usable records once more; their groups are in ``group``."""
+        """Read the usable records once more; their groups are in ``group``.
+
+        Raises :class:`InputError` where the data is not what it was in the first pass.
+        """
+        count = 0
         for record in read_records(self.files, self.fields, grouped=False):
-            if isinstance(record, Record) and self.group[record.row] != NO_GROUP:
+            row = record.row
+            usable = row < self.rows and self.group[row] != NO_GROUP
+            content = (record.digest() if usable and isinstance(record, Record)
+                       else _raw_digest(record.raw))
+            if row >= self.rows or content != self.digest[row].tobytes():
+                raise _changed(f"{record.source}:{record.line}")
+            if usable and isinstance(record, Record):
                 yield record
+            count += 1
+        if count < self.rows:
+            raise _changed(", ".join(file.name for file in self.files))
 
     def fingerprint(self) -> str:
         """One digest of all records and their groups; file names are not in it."""
         content = hashlib.sha256(self.digest.tobytes())
         content.update(self.group.tobytes())
-        content.update("\0".join(self.groups).encode())
+        content.update("\0".join(self.groups).encode(errors="surrogatepass"))
         return content.hexdigest()[:16]
+
+
+def _raw_digest(raw: bytes) -> bytes:
+    """16 bytes that name an item that is no usable pair."""
+    return hashlib.sha256(raw).digest()[:16]
+
+
+def _changed(where: str) -> InputError:
+    return InputError(f"{where}: the data changed while it was being read.",
+                      "run the command again when nothing writes to it any more")
 
 
 @dataclass
@@ -91,7 +114,7 @@ class _Columns:
 
     def reject(self, item: Rejected) -> None:
         """Note an item that is no usable pair."""
-        self.digests += hashlib.sha256(item.raw).digest()[:16]
+        self.digests += _raw_digest(item.raw)
         self.labels.append(None)
         error = item.error
         self.rejected.append({"row": item.row, "source": error.source, "line": error.line,
