@@ -211,7 +211,7 @@ def test_a_refused_conversation_is_damage_that_can_be_skipped(
         model, talks, tmp_path / "store", chat_template=str(template), bad_records="skip"
     )
     assert store.row.tolist() == [row for row in range(12) if row != 7]
-    assert [(entry["row"], entry["code"]) for entry in store.skipped()] == [(7, "template")]
+    assert store.skipped() == {7: "template"}
     assert told.warnings == [
         "pairs.jsonl:8: skipped (template): the chat template refuses this conversation: no zebras"
     ]
@@ -263,7 +263,7 @@ def test_truncation_is_told_once_with_the_longest(model: Path, data: Path, tmp_p
     assert told.warnings[0].startswith(f"1 pair longer than {max(lengths) - 1} tokens was trunc")
     store, told = sketch(model, data, tmp_path / "dropped", max_length=limit, overlong="skip")
     assert len(store) == 12 - longer
-    assert {entry["code"] for entry in store.skipped()} == {"overlong"}
+    assert set(store.skipped().values()) == {"overlong"}
     assert not any("truncated" in warning for warning in told.warnings)
     with pytest.raises(BadRecord, match=rf"pairs\.jsonl:\d+: .* more than --max-length {limit}\."):
         sketch(model, data, tmp_path / "stop", max_length=limit, overlong="stop",
