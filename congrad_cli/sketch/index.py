@@ -199,9 +199,15 @@ def optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:
 
 
 def tell_rejects(
-    settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
+    settings: SketchSettings,
+    index: DataIndex,
+    entries: Iterable[dict[str, Any]],
+    final: bool = True,
 ) -> None:
-    """Write ``--rejects``, where it is asked for; it must be no file of the data."""
+    """Write ``--rejects``, where it is asked for; it must be no file of the data.
+
+    What is not ``final`` is not written into a pipe or a device: nothing there can be replaced.
+    """
     path = settings.rejects
     if path is None:
         return
@@ -210,6 +216,8 @@ def tell_rejects(
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"--rejects {path}: a folder, or in one that is missing.",
                          "name a file in a folder that is there")
+    if not final and path.exists() and not path.is_file():
+        return
     write_rejects(path, index.files, {entry["row"]: entry for entry in entries})
 
 

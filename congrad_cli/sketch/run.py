@@ -55,7 +55,7 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     Everything that can be refused is refused before the weights are loaded.
     """
     check_settings(settings)
-    tell_rejects(settings, index, index.rejected)
+    tell_rejects(settings, index, index.rejected, final=False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     plan = _plan(index, store, settings, progress)
