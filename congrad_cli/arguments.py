@@ -8,7 +8,7 @@ from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.records.files import find_files, store_name
-from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES
+from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES, RecordSettings
 
 
 def check_loss(loss: str | None, length_penalty: float | None) -> None:
@@ -66,6 +66,20 @@ def languages(labels: str | None) -> tuple[str, ...]:
     from congrad_cli.records.languages import canonical
 
     return tuple(dict.fromkeys(map(canonical, parts("--languages", labels))))
+
+
+def check_grouping(fields: RecordSettings) -> None:
+    """Refuse what is said of languages where no group has one: it would do nothing."""
+    if "language" in fields.group_by:
+        return
+    for option, value in (
+        ("--language", fields.language), ("--languages", fields.languages),
+        ("--language-field", fields.language_field), ("--detect-language", fields.detect_language),
+    ):  # fmt: skip
+        if value:
+            groups = ",".join(fields.group_by)
+            raise UsageError(f"{option} does nothing with --group-by {groups}.",
+                             f"leave it out, or pass --group-by language,{groups}")
 
 
 def data_names(data: Sequence[str] | None) -> list[str]:

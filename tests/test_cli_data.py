@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -17,8 +18,10 @@ from congrad_cli.consensus import run as consensus
 from congrad_cli.errors import InputError
 from congrad_cli.filter import run as filtering
 from congrad_cli.progress import Silent
+from congrad_cli.records.containers import suffix_warning
 from congrad_cli.records.damage import DamageLimit
 from congrad_cli.records.files import find_files
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.sketch.index import index_data
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
@@ -262,3 +265,86 @@ def test_data_that_changes_between_the_passes_is_refused(tmp_path, small_lines, 
     data.write_bytes(b"".join(change(lines)))
     with pytest.raises(InputError, match=r"pairs\.jsonl.*changed while it was being read"):
         list(index.records())
+
+
+def test_a_pipe_gets_the_rejects_once(tmp_path, small_lines, tiny_model, forked_congrad):
+    data, pipe = tmp_path / "d.jsonl", tmp_path / "pipe"
+    data.write_bytes(b"".join([small_lines[0], b"bad\n", *small_lines[1:3]]))
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # there is one from start to end
+    try:
+        done = forked_congrad("sketch", data, "--model", tiny_model, *SMALL,
+                              "--bad-records", "skip", "--rejects", pipe)
+        assert done.returncode == 0, done.stderr
+        entries = os.read(reader, 1 << 16).splitlines()
+    finally:
+        os.close(reader)
+    assert [json.loads(entry)["raw"] for entry in entries] == ["bad\n"]
+
+
+def test_a_file_name_may_be_no_utf8(tmp_path, small_lines, tiny_model, forked_congrad):
+    data = tmp_path / os.fsdecode(b"d\xff.jsonl")
+    data.write_bytes(b"".join([small_lines[0], b"bad\n", *small_lines[1:3]]))
+    rejects = tmp_path / "rejects"
+    done = forked_congrad("sketch", data, "--model", tiny_model, *SMALL,
+                          "--bad-records", "skip", "--rejects", rejects)
+    assert done.returncode == 0, done.stderr
+    store = tmp_path / os.fsdecode(b"d\xff.congrad")
+    assert json.loads(rejects.read_bytes())["source"] == str(data)
+    assert forked_congrad("consensus", store).returncode == 0
+    done = forked_congrad("filter", store, "--min-score", "-1")
+    assert done.stdout == b"".join(small_lines[:3]), done.stderr
+
+
+def test_a_dry_run_foretells_that_too_much_is_bad(
+    tmp_path, small_lines, tiny_model, forked_congrad
+):
+    talk = [json.loads(line) for line in small_lines[:4]]
+    for record in talk:
+        record["prompt"] = [{"role": "user", "content": record["prompt"]}]
+    talk[1]["prompt"][0]["content"] = talk[2]["prompt"][0]["content"] = "no"
+    data, template = tmp_path / "d.jsonl", tmp_path / "t.jinja"
+    data.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in talk))
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    options = ("sketch", data, "--model", tiny_model, *SMALL, "--chat-template", template,
+               "--bad-records", "skip")
+    for most, code in (("1", 3), ("49%", 3), ("2", 0), ("50%", 0)):
+        dry = forked_congrad(*options, "--max-bad", most, "--dry-run", "--json")
+        assert dry.returncode == code, dry.stderr
+        said = json.loads(dry.stdout)["refusal"]
+        assert (said is not None) == (code == 3)
+        assert said is None or "records are bad, more than --max-bad" in said
+    real = forked_congrad(*options, "--max-bad", "1")
+    assert real.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "option", [("--languages", "de"), ("--language", "de"), ("--language-field", "lang"),
+               ("--detect-language",)])  # fmt: skip
+def test_what_is_said_of_languages_is_not_passed_over(option, forked_congrad, small_pairs):
+    done = forked_congrad("sketch", small_pairs, "--model", "m", "--group-by", "item", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} does nothing with --group-by item".encode() in done.stderr
+
+
+def test_damage_of_which_nothing_is_left_writes_nothing(tmp_path, small_lines):
+    zipped, data = tmp_path / "z.jsonl", tmp_path / "d.jsonl"
+    zipped.write_bytes(b"PK\x03\x04 and so on")
+    data.write_bytes(b"".join([*small_lines[:7], b"bad\n"]))
+    path, _ = store_of(tmp_path, [str(zipped), str(data)])
+    assert filtered(path, tmp_path, min_score=-1.0)[:2] == (b"".join(small_lines[:7]), b"bad\n")
+
+
+def test_what_is_dropped_of_an_array_with_a_tail_is_an_array(tmp_path, small_lines):
+    data = tmp_path / "d.json"
+    data.write_bytes(b"[" + b",".join(line.strip() for line in small_lines[:2]) + b"] tail")
+    path, _ = store_of(tmp_path, [str(data)])
+    assert len(json.loads(filtered(path, tmp_path, keep=1)[1])) == 1
+
+
+def test_piped_data_of_any_kind_promises_no_kind(tmp_path, small_lines):
+    data = tmp_path / "stdin-0123.jsonl"
+    data.write_bytes(gzip.compress(small_lines[0]))
+    assert suffix_warning(DataFile("stdin", data)) is None
