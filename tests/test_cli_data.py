@@ -337,14 +337,48 @@ def test_damage_of_which_nothing_is_left_writes_nothing(tmp_path, small_lines):
     assert filtered(path, tmp_path, min_score=-1.0)[:2] == (b"".join(small_lines[:7]), b"bad\n")
 
 
-def test_what_is_dropped_of_an_array_with_a_tail_is_an_array(tmp_path, small_lines):
+def test_what_stands_behind_an_array_is_given_back_line_by_line(tmp_path, small_lines):
+    """As in files of arrays laid end to end."""
+    array = b"[" + b",".join(line.strip() for line in small_lines[:2]) + b"]"
     data = tmp_path / "d.json"
-    data.write_bytes(b"[" + b",".join(line.strip() for line in small_lines[:2]) + b"] tail")
+    data.write_bytes(array + b"\n\n" + array + b"\r\n" + b"tail")
+    path, index = store_of(tmp_path, [str(data)])
+    assert index.damage.codes == {"not-json": 2}
+    assert [(entry["row"], entry["line"]) for entry in index.rejected] == [(2, 3), (3, 4)]
+    dropped = filtered(path, tmp_path, min_score=-2.0, leave_one_out=False)[1]
+    assert dropped == b"[" + array + b"\r\n,tail]\n"
+
+
+def test_an_empty_element_leaves_no_hole(tmp_path, small_lines):
+    data = tmp_path / "d.json"
+    data.write_bytes(b"[" + b",".join(line.strip() for line in small_lines[:2]) + b",]")
     path, _ = store_of(tmp_path, [str(data)])
-    assert len(json.loads(filtered(path, tmp_path, keep=1)[1])) == 1
+    dropped = filtered(path, tmp_path, min_score=-2.0, leave_one_out=False)[1]
+    assert json.loads(dropped) == []
 
 
 def test_piped_data_of_any_kind_promises_no_kind(tmp_path, small_lines):
     data = tmp_path / "stdin-0123.jsonl"
     data.write_bytes(gzip.compress(small_lines[0]))
     assert suffix_warning(DataFile("stdin", data)) is None
+
+
+def test_a_stricter_limit_holds_for_what_was_skipped_before(
+    tmp_path, small_lines, tiny_model, forked_congrad
+):
+    data, template = tmp_path / "d.jsonl", tmp_path / "t.jinja"
+    talk = [json.loads(line) for line in small_lines[:3]]
+    for record in talk:
+        record["prompt"] = [{"role": "user", "content": record["prompt"]}]
+    talk[1]["prompt"][0]["content"] = "no"
+    data.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in talk))
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    command = ("sketch", data, "--model", tiny_model, *SMALL, "--chat-template", template,
+               "--bad-records", "skip")
+    assert forked_congrad(*command, "--max-bad", "1").returncode == 0
+    done = forked_congrad(*command, "--max-bad", "0")
+    assert done.returncode == 3
+    assert b"1 of 3 records are bad" in done.stderr
+    assert forked_congrad(*command).returncode == 0

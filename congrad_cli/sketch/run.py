@@ -63,6 +63,9 @@ def run(index: DataIndex, store: Path, settings: SketchSettings, progress: Progr
     if here:
         check_same(store, read_header(store), plan.header)
         write_rejected(store, index.rejected)
+        before = GradientStore.open(store).skipped().values()
+        index.damage.codes.update(code for code in before if code in BROKEN)
+        index.damage.check(index.rows)
     if not here or not _done(store, index).all():
         _sketch(index, store, settings, progress, plan)
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries())
@@ -121,8 +124,6 @@ def _sketch(
     def tell_coverage(pairs: list[TokenizedPair]) -> None:
         progress.note(str(measure_coverage(model, everything, layers, pairs)))
 
-    before = GradientStore.open(store).skipped().values()
-    index.damage.codes.update(code for code in before if code in BROKEN)
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
             settings, sketcher, reference, plan.tokenizer, ShardWriter(store, read_header(store)),
