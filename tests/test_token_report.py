@@ -13,8 +13,8 @@ from congrad_cli.records.record import Record
 from congrad_cli.settings import STORE_DTYPES, WINDOW, SketchSettings
 from congrad_cli.sketch.token_report import EXAMPLES, QUANTILES, TokenReport, measure, store_bytes
 from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize
-from congrad_cli.store import ShardWriter, create_store
 from congrad_cli.tensors import Arrays
+from congrad_cli.writer import ShardWriter, create_store
 
 LIMIT = 40
 
