@@ -8,7 +8,7 @@ from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.records.files import find_files, store_name
-from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES
+from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES, RecordSettings
 
 
 def check_loss(loss: str | None, length_penalty: float | None) -> None:
@@ -73,13 +73,27 @@ def share(shard: str | None, environment: Mapping[str, str]) -> tuple[int, int, 
     if shard is None:
         rank, world = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise UsageError(f"RANK={rank} and WORLD_SIZE={world} in the environment make no sense.",
-                             "unset them, or pass --shard I/N")
+            raise UsageError(f"RANK={rank} and WORLD_SIZE={world} (from the environment) make no "
+                             "sense.", "unset them, or pass --shard I/N")
         return int(rank), int(world), int(world) > 1
     rank, slash, world = shard.partition("/")
     if not (slash and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UsageError(f"--shard {shard}: pass I/N with I from 0 to N - 1, such as 0/8.")
     return int(rank), int(world), False
+
+
+def check_grouping(fields: RecordSettings) -> None:
+    """Refuse what is said of languages where no group has one: it would do nothing."""
+    if "language" in fields.group_by:
+        return
+    for option, value in (
+        ("--language", fields.language), ("--languages", fields.languages),
+        ("--language-field", fields.language_field), ("--detect-language", fields.detect_language),
+    ):  # fmt: skip
+        if value:
+            groups = ",".join(fields.group_by)
+            raise UsageError(f"{option} does nothing with --group-by {groups}.",
+                             f"leave it out, or pass --group-by language,{groups}")
 
 
 def data_names(data: Sequence[str] | None) -> list[str]:

@@ -177,6 +177,7 @@ def sketch(
         language=arguments.language(language), languages=arguments.languages(languages),
         detect_language=detect_language, min_confidence=min_confidence,
     )  # fmt: skip
+    arguments.check_grouping(fields)
     names = arguments.data_names(data)
     rank, world, waits = arguments.share(shard, os.environ)
     if world > 1 and (names == ["-"] or overwrite):
@@ -250,7 +251,8 @@ def _dry_run(
 
             report = dry_run(index, settings, progress)
     if out is not None:
-        out.write(json.dumps(report.to_json(), ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(report.to_json(), ensure_ascii=False)
+        out.write(text.encode(errors="backslashreplace") + b"\n")  # names need not be UTF-8
         out.flush()
     console.show_dry_run(report)
     if report.refusal:

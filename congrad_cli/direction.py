@@ -92,5 +92,5 @@ def _check_kinds(settings: ConsensusSettings) -> None:
 def _pairs_digest(store: GradientStore) -> str:
     """Names the pairs, their order and their groups."""
     content = hashlib.sha256(store.column("digest").tobytes() + store.column("group").tobytes())
-    content.update("\0".join(store.groups).encode())
+    content.update("\0".join(store.groups).encode(errors="surrogatepass"))
     return content.hexdigest()

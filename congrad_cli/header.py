@@ -72,7 +72,8 @@ class StoreHeader:
 
     def to_json(self) -> bytes:
         """The file's bytes: sorted keys, so that equal headers are equal files."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode(
+            errors="backslashreplace")  # what a path has that is no UTF-8 becomes a JSON escape
 
     @staticmethod
     def from_json(data: bytes, place: Path) -> "StoreHeader":

@@ -115,8 +115,8 @@ BadRecords = Annotated[
 Shard = Annotated[
     str | None,
     typer.Option(metavar="I/N",
-                 help="Do part I (from 0) of N; others do the rest, now or later. torchrun needs no "
-                      "such option."),
+                 help="Do part I (from 0) of N; others do the rest, now or later. With torchrun "
+                      "it goes without saying."),
 ]
 SketchThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; without it, torch decides.")

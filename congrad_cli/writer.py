@@ -101,7 +101,9 @@ def write_rejected(path: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def _entry_line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+    # what a file's name has that is no UTF-8 becomes a JSON escape
+    text = json.dumps(entry, ensure_ascii=False, sort_keys=True)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def create_store(path: Path, header: StoreHeader) -> None:

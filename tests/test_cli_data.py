@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -17,8 +18,10 @@ from congrad_cli.consensus import run as consensus
 from congrad_cli.errors import InputError
 from congrad_cli.filter import run as filtering
 from congrad_cli.progress import Silent
+from congrad_cli.records.containers import suffix_warning
 from congrad_cli.records.damage import DamageLimit
 from congrad_cli.records.files import find_files
+from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.sketch.index import index_data
 from congrad_cli.store_index import first_of_each, write_index
@@ -241,3 +244,137 @@ def test_names_of_one_language_are_one_group(tmp_path):
         json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "lang": label}) + "\n"
         for label in labels))
     assert groups_of([str(path)]) == ["en"] * 5 + ["pt-BR"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda lines: [*lines, lines[0]],
+    lambda lines: lines[:-1],
+    lambda lines: [lines[1], lines[0], *lines[2:]],
+    lambda lines: [*lines[:2], lines[2].replace(b"bad", b"worse"), *lines[3:]],
+], ids=["longer", "shorter", "reordered", "another bad record"])  # fmt: skip
+def test_data_that_changes_between_the_passes_is_refused(tmp_path, small_lines, change):
+    lines = [*small_lines[:2], b"bad\n", *small_lines[2:4]]
+    data = tmp_path / "pairs.jsonl"
+    data.write_bytes(b"".join(lines))
+    index = index_data(find_files([str(data)]), RecordSettings(), DamageLimit(stop=False))
+    assert [record.row for record in index.records()] == [0, 1, 3, 4]
+    data.write_bytes(b"".join(change(lines)))
+    with pytest.raises(InputError, match=r"pairs\.jsonl.*changed while it was being read"):
+        list(index.records())
+
+
+def test_a_pipe_gets_the_rejects_once(tmp_path, small_lines, tiny_model, forked_congrad):
+    data, pipe = tmp_path / "d.jsonl", tmp_path / "pipe"
+    data.write_bytes(b"".join([small_lines[0], b"bad\n", *small_lines[1:3]]))
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # there is one from start to end
+    try:
+        done = forked_congrad("sketch", data, "--model", tiny_model, *SMALL,
+                              "--bad-records", "skip", "--rejects", pipe)
+        assert done.returncode == 0, done.stderr
+        entries = os.read(reader, 1 << 16).splitlines()
+    finally:
+        os.close(reader)
+    assert [json.loads(entry)["raw"] for entry in entries] == ["bad\n"]
+
+
+def test_a_file_name_may_be_no_utf8(tmp_path, small_lines, tiny_model, forked_congrad):
+    data = tmp_path / os.fsdecode(b"d\xff.jsonl")
+    data.write_bytes(b"".join([small_lines[0], b"bad\n", *small_lines[1:3]]))
+    rejects = tmp_path / "rejects"
+    done = forked_congrad("sketch", data, "--model", tiny_model, *SMALL,
+                          "--bad-records", "skip", "--rejects", rejects)
+    assert done.returncode == 0, done.stderr
+    store = tmp_path / os.fsdecode(b"d\xff.congrad")
+    assert json.loads(rejects.read_bytes())["source"] == str(data)
+    assert forked_congrad("consensus", store).returncode == 0
+    done = forked_congrad("filter", store, "--min-score", "-1")
+    assert done.stdout == b"".join(small_lines[:3]), done.stderr
+
+
+def test_a_dry_run_foretells_that_too_much_is_bad(
+    tmp_path, small_lines, tiny_model, forked_congrad
+):
+    talk = [json.loads(line) for line in small_lines[:4]]
+    for record in talk:
+        record["prompt"] = [{"role": "user", "content": record["prompt"]}]
+    talk[1]["prompt"][0]["content"] = talk[2]["prompt"][0]["content"] = "no"
+    data, template = tmp_path / "d.jsonl", tmp_path / "t.jinja"
+    data.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in talk))
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    options = ("sketch", data, "--model", tiny_model, *SMALL, "--chat-template", template,
+               "--bad-records", "skip")
+    for most, code in (("1", 3), ("49%", 3), ("2", 0), ("50%", 0)):
+        dry = forked_congrad(*options, "--max-bad", most, "--dry-run", "--json")
+        assert dry.returncode == code, dry.stderr
+        said = json.loads(dry.stdout)["refusal"]
+        assert (said is not None) == (code == 3)
+        assert said is None or "records are bad, more than --max-bad" in said
+    real = forked_congrad(*options, "--max-bad", "1")
+    assert real.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "option", [("--languages", "de"), ("--language", "de"), ("--language-field", "lang"),
+               ("--detect-language",)])  # fmt: skip
+def test_what_is_said_of_languages_is_not_passed_over(option, forked_congrad, small_pairs):
+    done = forked_congrad("sketch", small_pairs, "--model", "m", "--group-by", "item", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} does nothing with --group-by item".encode() in done.stderr
+
+
+def test_damage_of_which_nothing_is_left_writes_nothing(tmp_path, small_lines):
+    zipped, data = tmp_path / "z.jsonl", tmp_path / "d.jsonl"
+    zipped.write_bytes(b"PK\x03\x04 and so on")
+    data.write_bytes(b"".join([*small_lines[:7], b"bad\n"]))
+    path, _ = store_of(tmp_path, [str(zipped), str(data)])
+    assert filtered(path, tmp_path, min_score=-1.0)[:2] == (b"".join(small_lines[:7]), b"bad\n")
+
+
+def test_what_stands_behind_an_array_is_given_back_line_by_line(tmp_path, small_lines):
+    """As in files of arrays laid end to end."""
+    array = b"[" + b",".join(line.strip() for line in small_lines[:2]) + b"]"
+    data = tmp_path / "d.json"
+    data.write_bytes(array + b"\n\n" + array + b"\r\n" + b"tail")
+    path, index = store_of(tmp_path, [str(data)])
+    assert index.damage.codes == {"not-json": 2}
+    assert [(entry["row"], entry["line"]) for entry in index.rejected] == [(2, 3), (3, 4)]
+    dropped = filtered(path, tmp_path, min_score=-2.0, leave_one_out=False)[1]
+    assert dropped == b"[" + array + b"\r\n,tail]\n"
+
+
+def test_an_empty_element_leaves_no_hole(tmp_path, small_lines):
+    data = tmp_path / "d.json"
+    data.write_bytes(b"[" + b",".join(line.strip() for line in small_lines[:2]) + b",]")
+    path, _ = store_of(tmp_path, [str(data)])
+    dropped = filtered(path, tmp_path, min_score=-2.0, leave_one_out=False)[1]
+    assert json.loads(dropped) == []
+
+
+def test_piped_data_of_any_kind_promises_no_kind(tmp_path, small_lines):
+    data = tmp_path / "stdin-0123.jsonl"
+    data.write_bytes(gzip.compress(small_lines[0]))
+    assert suffix_warning(DataFile("stdin", data)) is None
+
+
+def test_a_stricter_limit_holds_for_what_was_skipped_before(
+    tmp_path, small_lines, tiny_model, forked_congrad
+):
+    data, template = tmp_path / "d.jsonl", tmp_path / "t.jinja"
+    talk = [json.loads(line) for line in small_lines[:3]]
+    for record in talk:
+        record["prompt"] = [{"role": "user", "content": record["prompt"]}]
+    talk[1]["prompt"][0]["content"] = "no"
+    data.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in talk))
+    template.write_text(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    command = ("sketch", data, "--model", tiny_model, *SMALL, "--chat-template", template,
+               "--bad-records", "skip")
+    assert forked_congrad(*command, "--max-bad", "1").returncode == 0
+    done = forked_congrad(*command, "--max-bad", "0")
+    assert done.returncode == 3
+    assert b"1 of 3 records are bad" in done.stderr
+    assert forked_congrad(*command).returncode == 0

@@ -12,7 +12,7 @@ from congrad_cli.errors import InputError
 from congrad_cli.records.languages import canonical
 from congrad_cli.records.lines import LineWriter
 from congrad_cli.records.reader import read_records
-from congrad_cli.records.record import DataFile, Record
+from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.settings import RecordSettings
 
 GOOD = {"id": "a-1", "language": "de", "prompt": "Frage?", "chosen": " Ja.", "rejected": " Nein."}
@@ -364,3 +364,13 @@ def test_what_the_template_gets_besides_is_read_and_part_of_the_digest():
     for name, bad in (("tools", "x"), ("tools", 3), ("chat_template_kwargs", [])):
         with pytest.raises(InputError, match=rf":1: '{name}'"):
             read(pair | {name: bad})
+
+
+def test_what_can_only_just_be_read_is_refused_and_not_a_crash(tmp_path):
+    path = tmp_path / "d.jsonl"
+    for depth in range(900, 1000):
+        nested = b"[" * depth + b"]" * depth
+        path.write_bytes(b'{"prompt": "p", "chosen": "a", "rejected": "b", "language": '
+                         + nested + b"}\n")
+        found, = read_records([DataFile("d.jsonl", path)], RecordSettings())
+        assert isinstance(found, Rejected) and found.error.code in ("no-language", "too-deep")

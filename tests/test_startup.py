@@ -32,8 +32,8 @@ OPTIONS = {
         "--share-prompt", "--no-share-prompt", "--device", "--batch-tokens", "--threads",
         "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
         "--id-field", "--language", "--languages", "--detect-language", "--min-confidence",
-        "--shape", "--group-by", "--overlong", "--max-bad", "--rejects", "--dry-run", "--json", "--shard",
-        "--quiet", "-q",
+        "--shape", "--group-by", "--overlong", "--max-bad", "--rejects", "--dry-run", "--json",
+        "--shard", "--quiet", "-q",
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",

@@ -1,5 +1,6 @@
 """The filter command: store and consensus -> decisions -> the original lines."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -94,6 +95,12 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def _json(entry: dict[str, Any]) -> str:
+    """An entry as JSON; what a file's name has that is no UTF-8 becomes an escape."""
+    text = json.dumps(entry, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
+
+
 class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
@@ -161,7 +168,8 @@ def _write(
             stack.enter_context(_records(path, target, containers))
             for path, target in ((settings.output, stdout), (settings.dropped, None))
         )
-        entries = jsonlines.Writer(stack.enter_context(_output(settings.scores, None)))
+        scores = stack.enter_context(_output(settings.scores, None))
+        entries = jsonlines.Writer(scores, dumps=_json)
         count = 0
         for record in read_records(files, store.index.fields, grouped=False):
             (kept if verdicts.keep(record) else dropped).write(record.raw)

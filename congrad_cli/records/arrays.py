@@ -6,6 +6,7 @@ at: what lies between them is judged later, element by element, so that one bad 
 other. A file ends early only where nobody could tell any more where an element ends.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def read_array(stream: ByteStream, name: str, longest: int, held: int) -> Iterat
     """The elements of the array that ``stream`` holds, each with the white space around it.
 
     An element longer than ``longest`` bytes is damaged; one longer than ``held`` ends the file.
+    What stands behind the array is damage, each line for itself.
     """
     array = _Array(stream, held)
     first = True
@@ -49,9 +51,19 @@ def read_array(stream: ByteStream, name: str, longest: int, held: int) -> Iterat
         yield Item(line, raw, damage)
         array.line += raw.count(b"\n")
         first = False
-    fault = array.fault or array.read_trailer()
+    if array.fault is None:
+        for raw in array.lines_behind():
+            if raw.strip(BLANK):
+                yield Item(array.line, raw, _behind(raw).at(name, array.line))
+            array.line += raw.count(b"\n")
+    fault = array.fault or stream.fault
     if fault is not None:
         yield Item(array.line, array.rest, fault.at(name, array.line))
+
+
+def _behind(raw: bytes) -> Fault:
+    return Fault("not-json", "text after the array's closing bracket.", f"saw: {_shown(raw)}",
+                 "a file is one array, or one object on each line")
 
 
 def too_long(limit: int) -> Fault:
@@ -95,19 +107,13 @@ class _Array:
                 self._grow()
         return None
 
-    def read_trailer(self) -> Fault | None:
-        """What is wrong with the file behind the closing bracket."""
-        piece = self._data[self._start :] or self._stream.read(CHUNK)
-        while piece:
-            text = piece.lstrip(BLANK)
-            self.line += piece.count(b"\n", 0, len(piece) - len(text))
-            if text:
-                text += self._stream.read(SHOWN)
-                return Fault("not-json", "text after the array's closing bracket.",
-                             f"saw: {_shown(text)}",
-                             "a file is one array, or one object on each line")
-            piece = self._stream.read(CHUNK)
-        return self._stream.fault
+    def lines_behind(self) -> Iterator[bytes]:
+        """The lines behind the closing bracket; one of more than ``held`` bytes in pieces."""
+        begun = io.BytesIO(self._data[self._start :])
+        while line := begun.readline():
+            yield line if line.endswith(b"\n") else line + self._stream.readline(self._held)
+        while line := self._stream.readline(self._held):
+            yield line
 
     def _scan(self) -> bytes:
         """The element, with ``_at`` at its end, by Python's scanner; nothing if that cannot say."""

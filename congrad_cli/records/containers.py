@@ -10,6 +10,7 @@ where the next record begins.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from congrad_cli.records.arrays import BLANK, read_array, too_long
 from congrad_cli.records.compression import MAGIC, SUFFIXES, ByteStream, Fault
@@ -81,7 +82,7 @@ def suffix_warning(file: DataFile) -> str | None:
     layout = _look(file)
     if layout.fault is not None or not layout.head:
         return None
-    suffixes = [suffix.lower() for suffix in file.path.suffixes]
+    suffixes = [suffix.lower() for suffix in PurePath(file.name).suffixes]
     compression = SUFFIXES.get(suffixes[-1]) if suffixes else None
     if compression is not None:
         suffixes.pop()

@@ -33,7 +33,9 @@ class LineWriter:
         self._begun = self._open_line = False
 
     def write(self, raw: bytes) -> None:
-        """Append one original line."""
+        """Append one original line; nothing, where damage left nothing of it."""
+        if not raw:
+            return
         if self._mixed and raw.find(b"\n") != len(raw) - 1:  # no line of a file, or its last
             raw = line_form(raw)
         if self._open_line:
@@ -53,7 +55,9 @@ class ArrayWriter:
         self._next = b"["
 
     def write(self, raw: bytes) -> None:
-        """Append one element."""
+        """Append one element; nothing, where damage left nothing of it."""
+        if not raw:
+            return
         self._file.write(self._next + raw)
         self._next = b","
 

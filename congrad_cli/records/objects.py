@@ -126,7 +126,10 @@ def kind(value: Any) -> str:
 
 def excerpt(value: Any, limit: int = 60) -> str:
     """The beginning of a value, as JSON on one line."""
-    text = json.dumps(value, ensure_ascii=True)
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except RecursionError:  # it could be read only just
+        return f"a {kind(value)}, nested deeply"
     return text if len(text) <= limit else text[:limit] + "..."
 
 

@@ -44,4 +44,6 @@ def _line(entry: dict[str, Any], item: Item) -> bytes:
         raw = {"raw": item.raw.decode("utf-8")}
     except UnicodeDecodeError:
         raw = {"raw_base64": base64.b64encode(item.raw).decode()}
-    return json.dumps(known | raw, ensure_ascii=False).encode() + b"\n"
+    # what a file's name has that is no UTF-8 becomes a JSON escape
+    text = json.dumps(known | raw, ensure_ascii=False)
+    return text.encode(errors="backslashreplace") + b"\n"

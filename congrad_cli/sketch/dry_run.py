@@ -9,6 +9,7 @@ from congrad_cli.records.damage import NO_PAIRS, DamageLimit
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
+from congrad_cli.sketch.job import BROKEN
 from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.token_report import TokenReport, measure, store_bytes
 
@@ -79,6 +80,10 @@ def _refusal(index: DataIndex, settings: SketchSettings, tokens: TokenReport) ->
         return f"{first['source']}:{first['line']}: {first['message']}"
     try:
         limit.check(index.rows)
+        if tokens.stop is None:
+            limit.codes.update(
+                {code: count for code, count in tokens.skipped.items() if code in BROKEN})
+            limit.check(index.rows)
     except InputError as error:
         return error.message
     return tokens.stop

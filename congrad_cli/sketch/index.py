@@ -57,10 +57,33 @@ class DataIndex:
         return [DataFile(item.name, Path(item.path), item.language) for item in self.stored.sources]
 
     def records(self) -> Iterator[Record]:
-        """Read the usable records once more; their groups are in ``group``."""
+        """Read the usable records once more; their groups are in ``group``.
+
+        Raises :class:`InputError` where the data is not what it was in the first pass.
+        """
+        count = 0
         for record in read_records(self.files, self.stored.fields, grouped=False):
-            if isinstance(record, Record) and self.group[record.row] != NO_GROUP:
+            row = record.row
+            usable = row < self.rows and self.group[row] != NO_GROUP
+            content = (record.digest() if usable and isinstance(record, Record)
+                       else _raw_digest(record.raw))
+            if row >= self.rows or content != self.digest[row].tobytes():
+                raise _changed(f"{record.source}:{record.line}")
+            if usable and isinstance(record, Record):
                 yield record
+            count += 1
+        if count < self.rows:
+            raise _changed(", ".join(file.name for file in self.files))
+
+
+def _raw_digest(raw: bytes) -> bytes:
+    """16 bytes that name an item that is no usable pair."""
+    return hashlib.sha256(raw).digest()[:16]
+
+
+def _changed(where: str) -> InputError:
+    return InputError(f"{where}: the data changed while it was being read.",
+                      "run the command again when nothing writes to it any more")
 
 
 @dataclass
@@ -93,7 +116,7 @@ class _Columns:
 
     def reject(self, item: Rejected) -> None:
         """Note an item that is no usable pair."""
-        self.digests += hashlib.sha256(item.raw).digest()[:16]
+        self.digests += _raw_digest(item.raw)
         self.labels.append(None)
         error = item.error
         self.rejected.append({"row": item.row, "source": error.source, "line": error.line,
@@ -181,9 +204,15 @@ def optional_columns(settings: SketchSettings, index: DataIndex) -> list[str]:
 
 
 def tell_rejects(
-    settings: SketchSettings, index: DataIndex, entries: Iterable[dict[str, Any]]
+    settings: SketchSettings,
+    index: DataIndex,
+    entries: Iterable[dict[str, Any]],
+    final: bool = True,
 ) -> None:
-    """Write ``--rejects``, where it is asked for; it must be no file of the data."""
+    """Write ``--rejects``, where it is asked for; it must be no file of the data.
+
+    What is not ``final`` is not written into a pipe or a device: nothing there can be replaced.
+    """
     path = settings.rejects
     if path is None:
         return
@@ -192,6 +221,8 @@ def tell_rejects(
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"--rejects {path}: a folder, or in one that is missing.",
                          "name a file in a folder that is there")
+    if not final and path.exists() and not path.is_file():
+        return
     write_rejects(path, index.files, {entry["row"]: entry for entry in entries})
 
 

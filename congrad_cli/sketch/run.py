@@ -78,7 +78,7 @@ def run(
     stays, whatever happens.
     """
     check_settings(settings)
-    tell_rejects(settings, index, index.rejected)
+    tell_rejects(settings, index, index.rejected, final=False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     plan = _plan(index, settings, progress, share)
@@ -90,6 +90,7 @@ def run(
             if here:
                 check_same(store, read_header(store), plan.header)
                 _note_data(index, store, progress)
+                _count_damage(index, store)
             if not here or not _done(store, index)[share.rows(index.rows)].all():
                 _sketch(index, store, settings, progress, plan, lock)
         if share.waits and share.rank == 0:
@@ -100,6 +101,13 @@ def run(
         progress.note(f"{left:,} of {index.rows:,} pairs are still to come, from other ranks")
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
     return not left
+
+
+def _count_damage(index: DataIndex, store: Path) -> None:
+    """What earlier runs left out counts against ``--max-bad``, too."""
+    before = GradientStore.open(store).skipped().values()
+    index.damage.codes.update(code for code in before if code in BROKEN)
+    index.damage.check(index.rows)
 
 
 @contextmanager
@@ -218,8 +226,6 @@ def _sketch(
     def tell_coverage(pairs: list[TokenizedPair]) -> None:
         progress.note(str(measure_coverage(model, everything, layers, pairs)))
 
-    before = GradientStore.open(store).skipped().values()
-    index.damage.codes.update(code for code in before if code in BROKEN)
     with PairSketcher(model, layers, scheme, settings.gradient_checkpointing) as sketcher:
         job = SketchJob(
             settings, sketcher, reference, plan.tokenizer,
