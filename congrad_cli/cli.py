@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from congrad_cli import __version__, arguments, console, options
+from congrad_cli import __version__, arguments, cli_store, console, options
 from congrad_cli.errors import CongradError, InputError, UsageError, out_of_memory
 from congrad_cli.settings import (
     ConsensusSettings,
@@ -342,6 +342,10 @@ def filter_pairs(
     summary = run(path, settings, out, console.TerminalProgress(quiet))
     if not quiet:
         console.show_filter(summary)
+
+
+app.command()(cli_store.show)
+app.command()(cli_store.verify)
 
 
 @app.command()

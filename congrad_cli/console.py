@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
@@ -39,19 +39,19 @@ def reserve_stdout() -> BinaryIO:
 
 def say(kind: str, message: str, *hints: str) -> None:
     """One message on stderr: ``congrad: KIND: message`` and indented hints."""
-    lines = [f"congrad: {kind}: {_one_line(message)}", *(f"  {_one_line(hint)}" for hint in hints)]
+    lines = [f"congrad: {kind}: {one_line(message)}", *(f"  {one_line(hint)}" for hint in hints)]
     sys.stderr.write("\n".join(lines).encode("utf-8", "replace").decode("utf-8") + "\n")
     sys.stderr.flush()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text that may come from data: no control character of it reaches the terminal."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-def on_terminal() -> bool:
-    """Whether a person watches stderr."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+def on_terminal(stream: IO[Any] | None = None) -> bool:
+    """Whether a person watches the stream; stderr, where none is named."""
+    return (stream or sys.stderr).isatty() and os.environ.get("TERM") != "dumb"
 
 
 class TerminalProgress:
@@ -135,7 +135,7 @@ class TerminalProgress:
     def note(self, message: str, kind: str = "") -> None:
         """Show the first few notes of a kind; all are counted."""
         if self._may_show(f"note {kind}") and not self._quiet:
-            sys.stderr.write(f"congrad: {_one_line(message)}\n")
+            sys.stderr.write(f"congrad: {one_line(message)}\n")
             sys.stderr.flush()
 
     def warn(self, message: str, kind: str = "") -> None:
@@ -165,22 +165,26 @@ def _clock(seconds: float) -> str:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], padding: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    padding: int = 1,
+    stream: IO[str] | None = None,
 ) -> None:
-    """A table on stderr: the first column to the left, numbers to the right."""
+    """A table on stderr, or on ``stream``: the first column to the left, numbers to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    person = on_terminal()
+    person = on_terminal(stream)
     grid = Table(box=box.SIMPLE_HEAD if person else None, padding=(0, padding))
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(one_line, row))
     # off a terminal nobody can scroll sideways: lines are as wide as they need to be
     width = None if person else OPEN_WIDTH
-    target = Console(stderr=True, width=width, highlight=False, markup=False)
+    target = Console(file=stream or sys.stderr, width=width, highlight=False, markup=False)
     target.print(title, style="bold" if person else None)  # a table's own title wraps to its width
     target.print(grid)
 

@@ -128,7 +128,9 @@ def read_header(path: Path) -> StoreHeader:
         ) from error
 
 
-def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
+def check_same(
+    path: Path, stored: StoreHeader, wanted: StoreHeader, cure: str = OTHER_STORE
+) -> None:
     """Raise :class:`StoreError` naming which part of the fingerprint differs."""
     for part, what in (("model", "another model"), ("settings", "other settings")):
         before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
@@ -137,7 +139,7 @@ def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
                 f"{path} was made with {what}.",
                 f"store: {_difference(before, now)}",
                 f"now:   {_difference(now, before)}",
-                OTHER_STORE,
+                cure,
             )
 
 

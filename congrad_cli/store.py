@@ -121,6 +121,10 @@ class GradientStore:
                 group=self.index.group[row],
             )
 
+    def directions(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The decoded rows of some of the pairs, which ``places`` [n] counts in row order."""
+        return self._decode(self._at[places])
+
     def _decode(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         codec = self.header.codec
         arrays = {name: self._gather(name, places) for name in codec.columns()}
@@ -212,7 +216,7 @@ def open_shard(path: Path, header: StoreHeader) -> Arrays:
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
     columns = shard_columns(header)
-    count = len(arrays["norm"]) if "norm" in arrays else -1
+    count = arrays["norm"].shape[0] if "norm" in arrays and arrays["norm"].ndim else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
             raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")

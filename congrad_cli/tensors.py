@@ -76,14 +76,20 @@ def pack_arrays(arrays: Arrays, metadata: Mapping[str, Any]) -> bytes:
     """safetensors bytes of ``arrays``, the same bytes for the same content.
 
     safetensors writes several metadata keys in random order; one key of sorted JSON is stable.
-    The metadata also receives a SHA-256 per tensor.
+    The metadata also receives a SHA-256 per tensor, and one of itself.
     """
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     digests = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
-    content = json.dumps({**metadata, "sha256": digests}, sort_keys=True)
+    about = {**metadata, "sha256": digests}
+    content = json.dumps({**about, "digest": digest_of(about)}, sort_keys=True)
     return save(arrays, metadata={"congrad": content})
+
+
+def digest_of(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of metadata, its own digest not among it."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
