@@ -128,12 +128,17 @@ def _show_findings(report: "Report", progress: console.TerminalProgress) -> None
 
 def _verdict(report: "Report") -> str:
     """The one line that ``verify`` prints."""
-    what = (f"{report.shards:,} shards, {report.pairs:,} pairs, {report.size / 1e6:,.1f} MB")
+    what = (f"{_counted(report.shards, 'shard')}, {_counted(report.pairs, 'pair')}, "
+            f"{report.size / 1e6:,.1f} MB")
     if not report.problems:
         return f"OK: {what}"
-    count = f"{len(report.problems):,} problem{'s' * (len(report.problems) > 1)}"
     mended = len(report.problems) - len(report.open)
-    return f"{count}{f', {mended:,} of them set aside' * bool(mended)}: {what} in order"
+    return (f"{_counted(len(report.problems), 'problem')}{f', {mended:,} repaired' * bool(mended)}"
+            f"; in order: {what}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _show_agreement(found: "Agreement") -> None:
@@ -202,10 +207,10 @@ def _facts(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"incomplete, {done / about['records']:.1%} done, {about['missing']:,} missing")
         yield "pairs", (f"{about['records']:,} records: {about['sketched']:,} sketched, "
                         f"{skipped:,} skipped{reasons}; {state}")
-    yield "on disk", (f"{about['stored']:,} pairs in {about['shards']:,} shards; "
-                      f"{about['bytes'] / 1e6:,.1f} MB in all")
+    stored, shards = _counted(about["stored"], "pair"), _counted(about["shards"], "shard")
+    yield "on disk", f"{stored} in {shards}; {about['bytes'] / 1e6:,.1f} MB in all"
     if about["set_aside"]:
-        yield "set aside", f"{about['set_aside']:,} files in quarantine/"
+        yield "set aside", f"{_counted(about['set_aside'], 'file')} in quarantine/"
     for trouble in about["unreadable"]:
         yield "trouble", f"{trouble} See congrad verify."
     for writer in about["writers"]:

@@ -48,7 +48,7 @@ def verify(path: Path, quick: bool, repair: bool, progress: Progress) -> Report:
     Raises :class:`StoreError` where there is no store, or where it is to be repaired while
     somebody writes to it.
     """
-    check = StoreCheck(path, quick, progress)
+    check = StoreCheck(path, quick, progress, alone=repair)
     if not repair:
         return _report(check, list(check.findings()), {}, [], repair)
     try:

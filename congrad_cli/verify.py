@@ -63,13 +63,16 @@ class Finding:
 class StoreCheck:
     """Looks at everything in the store at ``path``; ``quick`` leaves out what reads all of it.
 
+    ``alone``: the caller has the lock of the store, and so nobody else writes to it.
     Raises :class:`StoreError` where there is no store.
     """
 
-    def __init__(self, path: Path, quick: bool, progress: Progress) -> None:
+    def __init__(
+        self, path: Path, quick: bool, progress: Progress, alone: bool = False
+    ) -> None:
         if not (path / "store.json").is_file():
             read_header(path)  # says so
-        self.path, self._quick, self._progress = path, quick, progress
+        self.path, self._quick, self._progress, self._alone = path, quick, progress, alone
         self.shards: dict[Path, Arrays] = {}  # those that are in order, without their rows
 
     @property
@@ -234,7 +237,7 @@ class StoreCheck:
                            f"{source.records:,}; sketch it again", "data")
 
     def _others(self, index: StoreIndex | None) -> Iterator[Finding]:
-        live = live_ranks(self.path)
+        live = {} if self._alone else live_ranks(self.path)
         for rank, info in live.items():
             yield note("locks", f"rank {rank} is writing (PID {info.pid} on {info.host})", "locks")
         for place in [] if live else leftovers(self.path):

@@ -5,7 +5,6 @@ layers at a time, of all K pairs, and only their products [K, K] are kept: memor
 (or K gradients of the largest layer, where that is more), and the time K passes a chunk.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,10 +179,9 @@ def materialise(
                          "pass the model that it was made from, sketched into a store of its own")
     chunks = list(_chunks(layers, len(pairs)))
     largest = max(sum(layer.size for layer in chunk.values()) for chunk in chunks)
-    progress.step(
-        f"materialising {len(pairs)} gradients of {sum(x.size for x in layers.values()):,} weights, "
-        f"{largest:,} at a time: {4 * largest * len(pairs) / 2**20:,.0f} MiB, "
-        f"{len(chunks)} passes a pair")
+    weights = sum(layer.size for layer in layers.values())
+    progress.step(f"materialising {len(pairs)} gradients of {weights:,} weights, {largest:,} at a "
+                  f"time: {4 * largest * len(pairs) / 2**20:,.0f} MiB, {len(chunks)} passes a pair")
     gram = np.zeros((len(pairs),) * 2)
     logp = np.zeros((len(pairs), 2))
     progress.start("materialise", len(pairs) * len(chunks))
