@@ -126,7 +126,8 @@ class Codec:
         sums = np.full((len(coded), self.width), size, np.float64)  # of signs, all squares are 1
         if self.name == "int4":
             byte = np.vecdot(self._table(), self._table())  # [256]
-            sums = byte[coded].reshape(len(coded), self.width, -1).sum(2, dtype=np.float64)
+            found = np.take(byte, coded).reshape(len(coded), self.width, -1)
+            sums = (found @ np.ones(size // 2, np.float32)).astype(np.float64)
         return np.asarray(np.vecdot(sums, scale**2), np.float64)
 
     @property

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 Found = Generator["Finding", None, Result | None]
 """Yields findings; returns what was looked for, where that is in order."""
 
-BLOCK_NUMBERS = 1 << 22
+BLOCK_NUMBERS = 1 << 20
 """So many numbers of rows are decoded at a time."""
 LENGTH_TOLERANCE = 1e-2
 MAX_STORE_JSON, MAX_LINE, MAX_ROWS = 1 << 24, 1 << 20, 1 << 20

@@ -117,8 +117,9 @@ def test_plain_output_is_aligned_and_goes_to_stdout_alone(store, congrad):
     assert "6 records: 4 sketched, 1 skipped (no-room 1); incomplete, 83.3% done, 1 missing" in (
         done.stdout.decode())
     facts = lines[: lines.index("")]
-    starts = {len(line) - len(line[12:].lstrip()) for line in facts if line[10:12] == "  "}
-    assert len(starts) == 1
+    names = [line.split("  ")[0] for line in facts]
+    assert names == ["store", "model", "rows", "settings", "made with", "data", "pairs", "on disk"]
+    assert {line[: len("made with  ")].rstrip() for line in facts} == set(names)
     assert max(map(len, lines[lines.index("") :])) < 60  # columns are as wide as what they hold
 
 
