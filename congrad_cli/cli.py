@@ -281,6 +281,7 @@ def consensus(
     length_penalty: options.LengthPenalty = 0.01,
     label_smoothing: options.LabelSmoothing = 0.1,
     name: options.Name = "default",
+    allow_partial: options.AllowPartial = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
@@ -293,7 +294,8 @@ def consensus(
     settings = ConsensusSettings(
         method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
         ema_batch=ema_batch, pair_norm=pair_norm, loss=loss, beta=beta,
-        length_penalty=length_penalty, label_smoothing=label_smoothing, name=name,
+        length_penalty=length_penalty, label_smoothing=label_smoothing,
+        allow_partial=allow_partial, name=name,
     )  # fmt: skip
     from congrad_cli.consensus.run import run
 
@@ -316,6 +318,7 @@ def filter_pairs(
     length_penalty: options.FilterLengthPenalty = None,
     label_smoothing: options.FilterLabelSmoothing = None,
     consensus_name: options.WhichConsensus = "default",
+    allow_partial: options.AllowPartial = False,
     data: options.FilterData = None,
     output: options.Output = None,
     dropped: options.Dropped = None,
@@ -329,7 +332,7 @@ def filter_pairs(
     arguments.check_loss(loss, length_penalty)
     settings = FilterSettings(
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
-        leave_one_out=leave_one_out, loss=loss, beta=beta, length_penalty=length_penalty,
+        leave_one_out=leave_one_out, allow_partial=allow_partial, loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
     )  # fmt: skip
