@@ -332,7 +332,8 @@ def filter_pairs(
     arguments.check_loss(loss, length_penalty)
     settings = FilterSettings(
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
-        leave_one_out=leave_one_out, allow_partial=allow_partial, loss=loss, beta=beta, length_penalty=length_penalty,
+        leave_one_out=leave_one_out, allow_partial=allow_partial,
+        loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
     )  # fmt: skip
