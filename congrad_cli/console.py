@@ -261,9 +261,9 @@ def show_dry_run(report: "DryRun") -> None:
         share = f"{group.truncated / group.pairs:.1%}" if group.pairs else "-"
         rows.append((group.name, f"{group.pairs:,}", f"{sum(group.skipped.values()):,}", share,
                      *middle, *lengths))
-    table("dry run (tokens: medians of prompt, chosen and rejected; the shared row)",
-          ("group", "pairs", "skipped", "truncated", "prompt", "chosen", "rejected", "row", "95 %",
-           "longest"), rows)
+    table("dry run (out: left out, cut: truncated; tokens: medians, and of rows 95 % and the most)",
+          ("group", "pairs", "out", "cut", "prompt", "chosen", "rejected", "row", "95 %", "max"),
+          rows)
     reasons = ", ".join(f"{code} {count:,}" for code, count in report.left_out.items())
     say("dry run", f"{tokens.overall.pairs:,} of {report.index.rows:,} records would be sketched, "
         f"{tokens.overall.tokens:,} tokens in all; the store would take "
