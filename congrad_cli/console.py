@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def reserve_stdout() -> BinaryIO:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return data
+
+
+def print_path(path: Path, out: BinaryIO) -> None:
+    """The one line that goes to stdout; any bytes that a path can have."""
+    out.write(os.fsencode(path) + b"\n")
+    out.flush()
 
 
 def say(kind: str, message: str, *hints: str) -> None:
