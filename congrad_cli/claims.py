@@ -89,7 +89,7 @@ class Found:
         return _parse(self.content, max(now - self.mtime, 0.0))
 
     def alive(self, now: float, stale_after: float) -> bool:
-        """Whether it counts. ``now`` was read before it was looked at, or it would look older."""
+        """Whether it counts. Read ``now`` before looking: a pause between must not make it old."""
         info = self.info(now)
         if info is not None and (info.host, info.machine) == (_host(), _machine()):
             runs, start = _process(info.pid)
@@ -101,7 +101,11 @@ class Found:
 
 
 def take(path: Path, info: LockInfo, stale_after: float) -> None:
-    """Create ``path`` exclusively, or replace a stale one; :class:`HeldError` where it is not."""
+    """Make ``path`` the file of ``info``, which is new or replaces a stale one.
+
+    Raises :class:`HeldError` where another's file is there, or where another is about to replace
+    it, and OSError where no file can be written.
+    """
     content, now, found = info.content(), 0.0, None
     temporary = temporary_name(path)
     try:
@@ -154,7 +158,10 @@ def _still_stale(temporary: Path, path: Path, content: bytes, stale_after: float
 
 @contextlib.contextmanager
 def claim(path: Path, content: bytes, info: LockInfo, stale_after: float) -> Iterator[None]:
-    """Be the only one who may change or remove ``path`` while its content is ``content``."""
+    """Be the only one who may change or remove ``path`` while its content is ``content``.
+
+    Raises as :func:`take` does. The content may have changed before: look again inside.
+    """
     key = hashlib.sha256(path.name.encode() + b"\0" + content).hexdigest()[:16]
     rank = path.name.lstrip(".").partition(".")[0]
     place = path.with_name(f".{rank}.{key}.claim")
@@ -174,6 +181,7 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def holds(path: Path, content: bytes) -> bool:
+    """Whether ``content`` is what ``path`` has now."""
     found = look(path)
     return found is not None and found.content == content
 
@@ -222,6 +230,7 @@ def touched(file: Path) -> float:
 
 
 def server_time(folder: Path) -> float:
+    """The time by the clock that dates the folder's files; ours where none can be made there."""
     temporary = temporary_name(folder / "clock")
     try:
         temporary.touch()
@@ -237,6 +246,7 @@ def server_time(folder: Path) -> float:
 
 
 def myself(world: int) -> LockInfo:
+    """What this process writes into its next lock."""
     pid = os.getpid()
     return LockInfo(
         host=_host(), machine=_machine(), pid=pid, start=_process(pid)[1], world=world,

@@ -1,5 +1,6 @@
 """The terminal: stdout is kept for data alone; messages, progress and tables go to stderr."""
 
+import json
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -35,6 +37,19 @@ def reserve_stdout() -> BinaryIO:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return data
+
+
+def print_path(path: Path, out: BinaryIO) -> None:
+    """The one line that goes to stdout; any bytes that a path can have."""
+    out.write(os.fsencode(path) + b"\n")
+    out.flush()
+
+
+def print_json(value: dict[str, Any], out: BinaryIO) -> None:
+    """One JSON object on stdout."""
+    text = json.dumps(value, ensure_ascii=False)
+    out.write(text.encode(errors="backslashreplace") + b"\n")  # names need not be UTF-8
+    out.flush()
 
 
 def say(kind: str, message: str, *hints: str) -> None:
@@ -164,6 +179,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(count: int, what: str) -> str:
+    """Such as "1 pair" or "2 pairs"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def table(
     title: str,
     columns: Sequence[str],
@@ -265,9 +285,9 @@ def show_dry_run(report: "DryRun") -> None:
         share = f"{group.truncated / group.pairs:.1%}" if group.pairs else "-"
         rows.append((group.name, f"{group.pairs:,}", f"{sum(group.skipped.values()):,}", share,
                      *middle, *lengths))
-    table("dry run (tokens: medians of prompt, chosen and rejected; the shared row)",
-          ("group", "pairs", "skipped", "truncated", "prompt", "chosen", "rejected", "row", "95 %",
-           "longest"), rows)
+    table("dry run (out: left out, cut: truncated; tokens: medians, and of rows 95 % and the most)",
+          ("group", "pairs", "out", "cut", "prompt", "chosen", "rejected", "row", "95 %", "max"),
+          rows)
     reasons = ", ".join(f"{code} {count:,}" for code, count in report.left_out.items())
     say("dry run", f"{tokens.overall.pairs:,} of {report.index.rows:,} records would be sketched, "
         f"{tokens.overall.tokens:,} tokens in all; the store would take "

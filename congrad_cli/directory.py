@@ -69,6 +69,9 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     finally:
         for spool in {file.resolve(), *before} - _spools(path):
             spool.unlink(missing_ok=True)
+        for empty in (folder, path):
+            with contextlib.suppress(OSError):  # something is in it
+                empty.rmdir()
 
 
 def _spools(path: Path) -> set[Path]:

@@ -183,6 +183,12 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="With --dry-run: the result as one JSON object on stdout.")
 ]
 
+AllowPartial = Annotated[
+    bool,
+    typer.Option("--allow-partial",
+                 help="Work on the pairs that are there, though the store is incomplete."),
+]
+
 # --- consensus ---------------------------------------------------------------------------------
 
 Method = Annotated[

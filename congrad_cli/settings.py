@@ -93,6 +93,7 @@ class ConsensusSettings:
     beta: float = 0.1
     length_penalty: float = 0.01
     label_smoothing: float = 0.1
+    allow_partial: bool = False
     name: str = "default"
 
 
@@ -105,6 +106,7 @@ class FilterSettings:
     keep: int | None = None
     per_group: bool = False
     leave_one_out: bool = True
+    allow_partial: bool = False
     loss: str | None = None  # None, here and below: the consensus' own
     beta: float | None = None
     length_penalty: float | None = None

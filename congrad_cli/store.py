@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, read_header, shard_columns
+from congrad_cli.progress import Progress
 from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of_each, read_index
 from congrad_cli.tensors import Arrays, map_arrays
 
@@ -177,15 +178,20 @@ class GradientStore:
                 found[row] = known | {"row": row}
         return found
 
-    def require_complete(self) -> None:
-        """Raise :class:`StoreError` while pairs are missing."""
-        done = len(self) + len(self.skipped())
-        if done < self.rows:
-            raise StoreError(
-                f"{self.path} is incomplete: {done:,} of {self.rows:,} pairs.",
-                "run the same sketch command again; it continues where it stopped; "
-                "or pass --allow-partial",
-            )
+
+def require_complete(store: GradientStore, allow_partial: bool, progress: Progress) -> None:
+    """Raise :class:`StoreError` while pairs are missing; only say so where that is allowed."""
+    done = len(store) + len(store.skipped())
+    if done == store.rows:
+        return
+    what = f"{store.path} is incomplete: {done:,} of {store.rows:,} pairs."
+    if not allow_partial:
+        raise StoreError(
+            what,
+            "run the same sketch command again, it continues where it stopped; "
+            "or pass --allow-partial",
+        )
+    progress.warn(what)
 
 
 def stored_digests(shards: Sequence[Arrays]) -> NDArray[np.uint8]:

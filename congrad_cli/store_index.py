@@ -5,6 +5,7 @@ order, and in which group each is, so that data may grow, shrink, move or change
 grouping without a pair being sketched twice. Every run of ``sketch`` writes it anew.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError
+from congrad_cli.records.record import Record, Rejected
 from congrad_cli.settings import FORMAT, RecordSettings
 from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
 
@@ -47,6 +49,20 @@ class StoreIndex:
     def rows(self) -> int:
         """N."""
         return len(self.group)
+
+    def knows(self, record: Record | Rejected) -> bool:
+        """Whether this is the item that stood in its row when the index was made."""
+        usable = self.group[record.row] != NO_GROUP
+        if usable and isinstance(record, Rejected):
+            return False
+        content = record.digest() if usable and isinstance(record, Record) else raw_digest(
+            record.raw)
+        return bool(content == self.digest[record.row].tobytes())
+
+
+def raw_digest(raw: bytes) -> bytes:
+    """16 bytes that name an item that is no usable pair: its bytes, but for space around them."""
+    return hashlib.sha256(raw.strip()).digest()[:16]
 
 
 def write_index(path: Path, index: StoreIndex) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import congrad_cli
-from congrad_cli.sketch.job import BROKEN
+from congrad_cli.records.damage import BROKEN
 
 PACKAGE = Path(congrad_cli.__file__).parent
 README = (PACKAGE.parent / "README.md").read_text()

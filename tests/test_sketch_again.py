@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from congrad_cli.store import GradientStore, shard_files
+from congrad_cli.progress import Silent
+from congrad_cli.store import GradientStore, require_complete, shard_files
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_new_records_are_sketched_and_the_others_kept(again, small_store, small_
              for row, line in enumerate(small_lines[:3])]
     store, said = again([fresh[0], *small_lines, *fresh[1:]])
     assert b"24 of 27 pairs are in the store already" in said
-    store.require_complete()
+    require_complete(store, False, Silent())
     assert len(shard_files(store.path)) == 2
     old, now = rows_by_digest(GradientStore.open(small_store)), rows_by_digest(store)
     assert len(now) == 27

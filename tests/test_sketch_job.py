@@ -25,7 +25,7 @@ from congrad_cli.sketch.job import SketchJob
 from congrad_cli.sketch.pairs import PairBatch
 from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.sketch.uses import MixedRowsError
-from congrad_cli.store import GradientStore
+from congrad_cli.store import GradientStore, require_complete
 
 RARE = "zebra"
 
@@ -181,7 +181,7 @@ def test_bad_gradients_can_be_skipped_and_are_counted(
     np.testing.assert_array_equal(
         directions(store), np.delete(directions(healthy), 7, axis=0)
     )
-    store.require_complete()
+    require_complete(store, False, Silent())
 
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -238,7 +238,7 @@ def test_what_was_skipped_as_damage_does_not_stop_a_later_run(
     monkeypatch.setattr(SketchJob, "_work_batch", whole)
     store, _ = sketch(model, talks, tmp_path / "store", **options)
     assert len(store) == 11
-    store.require_complete()
+    require_complete(store, False, Silent())
 
 
 def test_truncation_is_told_once_with_the_longest(model: Path, data: Path, tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ OPTIONS = {
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
         "--pair-norm", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
-        "--quiet", "-q",
+        "--allow-partial", "--quiet", "-q",
     },
     "filter": {
         "STORE", "--min-score", "--keep-ratio", "--keep", "--per-group", "--leave-one-out",
         "--no-leave-one-out", "--loss", "--beta", "--length-penalty", "--label-smoothing",
-        "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
+        "--allow-partial", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
         "--quiet", "-q",
     },
     "show": {"STORE", "--json"},

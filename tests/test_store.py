@@ -22,8 +22,9 @@ from congrad_cli.codec import Codec
 from congrad_cli.directory import check_directory, piped_data, remove_store
 from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, check_same, read_header, shard_columns
+from congrad_cli.progress import Silent
 from congrad_cli.settings import STORE_DTYPES
-from congrad_cli.store import GradientStore, shard_files
+from congrad_cli.store import GradientStore, require_complete, shard_files
 from congrad_cli.store_index import Source, read_index, write_index
 from congrad_cli.tensors import commit_file, map_arrays, pack_arrays, replace_file
 from congrad_cli.writer import ShardWriter, create_store
@@ -470,7 +471,7 @@ def test_a_shard_with_odd_metadata_is_refused(make_store, metadata):
 
 def test_skipped_pairs_count_as_done_and_are_listed_by_row(make_store):
     store = GradientStore.open(make_store(random_rows(4, 4), skipped=[3, 1]))
-    store.require_complete()
+    require_complete(store, False, Silent())
     assert store.skipped() == {1: "no-room", 3: "no-room"}
     assert {row: entry["line"] for row, entry in store.skipped_entries().items()} == {1: 2, 3: 4}
 
@@ -478,7 +479,7 @@ def test_skipped_pairs_count_as_done_and_are_listed_by_row(make_store):
 def test_missing_pairs_make_a_store_incomplete(make_store):
     store = GradientStore.open(make_store(random_rows(5, 4), shards=[[0, 2]], skipped=[1]))
     with pytest.raises(StoreError, match="incomplete: 3 of 5 pairs") as caught:
-        store.require_complete()
+        require_complete(store, False, Silent())
     assert "same sketch command again" in caught.value.hints[0]
 
 
@@ -519,7 +520,7 @@ def test_foreign_lines_of_skipped_are_no_pairs(make_store, line):
     store = GradientStore.open(path)
     assert store.skipped() == {}
     with pytest.raises(StoreError, match="incomplete: 1 of 2"):
-        store.require_complete()
+        require_complete(store, False, Silent())
 
 
 # --- where stores live -----------------------------------------------------------------------

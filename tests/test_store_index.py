@@ -11,7 +11,8 @@ from synthetic import columns, digests_of, index_of, random_rows
 
 from congrad_cli.errors import StoreError
 from congrad_cli.header import read_header
-from congrad_cli.store import GradientStore
+from congrad_cli.progress import Silent
+from congrad_cli.store import GradientStore, require_complete
 from congrad_cli.store_index import (
     FILE,
     NO_GROUP,
@@ -74,7 +75,7 @@ def test_data_may_change_around_the_stored_pairs(make_store):
     expected = [rows[one.tobytes()] for one in now.digest[[0, 1, 3, 4]]]
     np.testing.assert_array_equal(block.direction, np.float32(expected))
     with pytest.raises(StoreError, match="4 of 5 pairs"):
-        store.require_complete()
+        require_complete(store, False, Silent())
 
 
 def test_rejected_items_have_no_row_whatever_their_digest(make_store):
@@ -154,3 +155,18 @@ def test_shards_that_know_no_row_of_the_data_leave_the_store_empty(make_store):
     writer.append(columns([0], random_rows(2, 4), np.ones(2)))
     writer.commit()
     assert GradientStore.open(path).row.tolist() == [0]
+
+
+@pytest.mark.parametrize("command", ["consensus", "filter"])
+def test_a_growing_store_may_be_read_where_that_is_asked_for(make_store, forked_congrad, command):
+    path = make_store(random_rows(6, 8), groups=["a", "b"] * 3, shards=[[0, 1, 2, 3]])
+    if command == "filter":
+        assert forked_congrad("consensus", path, "--allow-partial").returncode == 0
+    refused = forked_congrad(command, path)
+    assert refused.returncode == 4
+    assert b"--allow-partial" in refused.stderr
+    done = forked_congrad(command, path, "--allow-partial")
+    assert done.returncode == 0, done.stderr
+    assert b"incomplete: 4 of 6 pairs" in done.stderr
+    if command == "filter":
+        assert b"not-sketched 2" in done.stderr

@@ -12,7 +12,7 @@ from congrad_cli.errors import NumericsError, StoreError
 from congrad_cli.products import group_products
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
-from congrad_cli.store import GradientStore
+from congrad_cli.store import GradientStore, require_complete
 from congrad_cli.weights import Floats, PairTerms, pair_terms
 
 
@@ -32,7 +32,7 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     """Find the consensus of the store at ``path`` and write it there under ``settings.name``."""
     consensus_file(path, settings.name)  # a bad name shall not cost a pass over the store
     store = GradientStore.open(path)
-    store.require_complete()
+    require_complete(store, settings.allow_partial, progress)
     if not len(store):
         raise StoreError(f"{path} holds no sketched pairs.", "every pair was skipped; see skipped/")
     progress.step(f"averaging {len(store):,} pairs")

@@ -2,11 +2,10 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ from congrad_cli.direction import read_consensus
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.filter.policy import Decisions, borderline, check_rule, decide
 from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
+from congrad_cli.outputs import check_output, is_special, pour, whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.records.containers import container
 from congrad_cli.records.files import find_files
@@ -26,7 +26,7 @@ from congrad_cli.records.lines import Writer, compressed, writer_for
 from congrad_cli.records.reader import read_records
 from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.settings import ConsensusSettings, FilterSettings
-from congrad_cli.store import GradientStore
+from congrad_cli.store import GradientStore, require_complete
 from congrad_cli.weights import Floats, pair_terms
 
 
@@ -52,7 +52,7 @@ def run(
     """
     check_rule(settings)
     store = GradientStore.open(path)
-    store.require_complete()
+    require_complete(store, settings.allow_partial, progress)
     consensus, made = read_consensus(path, settings.consensus, store)
     progress.step(f"scoring {len(store):,} pairs")
     group = store.column("group")
@@ -63,6 +63,7 @@ def run(
     score = scores.score
     decisions = decide(score, group, settings)
     skipped = store.skipped()
+    waiting = store.rows - len(store) - len(skipped)  # with --allow-partial
     _write(store, settings, Verdicts(store, scores, decisions, skipped, weight == 0), stdout)
     count = len(store.groups)
     return FilterSummary(
@@ -70,9 +71,11 @@ def run(
         pairs=np.bincount(group, minlength=count).tolist(),
         kept=np.bincount(group[decisions.keep], minlength=count).tolist(),
         median=[_median(score[group == label]) for label in range(count)],
-        reasons=dict(
-            Counter([*skipped.values(), *(r for r in decisions.reason if r != "kept")])
-        ),
+        reasons=dict(Counter([
+            *skipped.values(),
+            *waiting * ["not-sketched"],
+            *(reason for reason in decisions.reason if reason != "kept"),
+        ])),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
     )
 
@@ -115,7 +118,7 @@ class Verdicts:
         self._store, self._scores, self._skipped = store, scores, skipped
         self._decisions = decisions
         self._silent = silent  # [N]: pairs of weight 0, whose score is that of their sketch
-        self._digest, self._group = store.column("digest"), store.column("group")
+        self._group = store.column("group")
         self._place = np.full(store.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
 
@@ -132,7 +135,7 @@ class Verdicts:
             about["id"] = record.id
         if place < 0:
             return about | {"score": None, "error": None, "keep": False,
-                            "reason": self._skipped[record.row]}
+                            "reason": self._skipped.get(record.row, "not-sketched")}
         return about | {
             "group": self._store.groups[self._group[place]],
             "score": _number(self._scores.score[place]),
@@ -144,12 +147,9 @@ class Verdicts:
 
     def _find(self, record: Record | Rejected) -> int:
         """The place of the record's row in the store, or -1 where it has none."""
-        place = int(self._place[record.row]) if record.row < len(self._place) else -1
-        if place < 0 and record.row in self._skipped:
-            return -1
-        same = isinstance(record, Record) and self._digest[place].tobytes() == record.digest()
-        if place >= 0 and same:
-            return place
+        index = self._store.index
+        if record.row < index.rows and index.knows(record):
+            return int(self._place[record.row])
         raise StoreError(
             f"{record.source}:{record.line}: not the record that was sketched into "
             f"{self._store.path}.",
@@ -202,16 +202,12 @@ def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
     taken = {path.resolve(): "the data that was sketched" for path in sources}
     for name in ("output", "dropped", "scores"):
         path: Path | None = getattr(settings, name)
-        if path is None or _is_special(path):
+        if path is None or is_special(path):
             continue
+        check_output(f"--{name}", path)
         if path.resolve() in taken:
             raise UsageError(f"--{name} {path} is {taken[path.resolve()]}.", "name another file")
         taken[path.resolve()] = f"--{name} as well"
-
-
-def _is_special(path: Path) -> bool:
-    """A pipe or a device: written into, never replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager
@@ -228,26 +224,13 @@ def _records(
 @contextmanager
 def _output(path: Path | None, stdout: BinaryIO | None) -> Iterator[BinaryIO]:
     """A file that appears at ``path`` (or on ``stdout``) whole, and only if nothing went wrong."""
-    if path is None and stdout is None:
+    if path is not None:
+        with whole_file(path) as file:
+            yield file
+    elif stdout is None:
         with Path(os.devnull).open("wb") as nothing:
             yield nothing
-        return
-    if path is None or _is_special(path):
+    else:
         with tempfile.TemporaryFile() as spool:
             yield spool
-            spool.seek(0)
-            with nullcontext(stdout) if path is None else path.open("wb") as target:
-                assert target is not None
-                shutil.copyfileobj(spool, target)
-                target.flush()
-        return
-    path = path.resolve()  # through a symbolic link: the file it names is replaced, not the link
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path}: cannot be written; is it a folder, or in one that is missing?")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            pour(spool, stdout, close=False)

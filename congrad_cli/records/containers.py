@@ -14,6 +14,7 @@ from pathlib import PurePath
 
 from congrad_cli.records.arrays import BLANK, read_array, too_long
 from congrad_cli.records.compression import MAGIC, SUFFIXES, ByteStream, Fault
+from congrad_cli.records.objects import BOM
 from congrad_cli.records.record import DataFile, Item
 from congrad_cli.records.tables import read_table
 
@@ -22,7 +23,6 @@ LONGEST_LINE = 32 << 20
 HELD_LINE = 256 << 20
 """A longer line is not read to its end, nor is what follows it."""
 
-BOM = b"\xef\xbb\xbf"
 HEAD = 512
 TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 FOREIGN = {

@@ -90,7 +90,7 @@ def assistant(text: str) -> dict[str, Any]:
 
 def system(text: Any, place: Place) -> Messages:
     """The system message of a column that may be absent or empty."""
-    if text is None or text == "":
+    if text is None or (isinstance(text, str) and not text.strip()):
         return []
     return [{"role": "system", "content": read_text(text, "system", place)}]
 

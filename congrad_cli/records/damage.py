@@ -7,6 +7,8 @@ from congrad_cli.records.record import BadRecord
 
 NO_PAIRS = ("tie",)
 """Codes of records that are in order and yet no pair: always left out, never an error."""
+BROKEN = ("template", "not-finite", "zero-gradient")
+"""Codes of pairs that turn out damaged when they are worked on; others are too long or alike."""
 SKIP_HINT = "or pass --bad-records skip to leave such records out and count them"
 
 

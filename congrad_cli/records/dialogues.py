@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from congrad_cli.records.record import Messages, Place
 
-_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
+_TURN = re.compile(r"\r?\n\r?\n(Human|Assistant):[ \t]?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 NO_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -17,12 +17,12 @@ NO_SPACES = re.compile(
 
 def starts_dialogue(text: object) -> bool:
     """Whether a text is a dialogue as hh-rlhf writes it."""
-    return isinstance(text, str) and text.lstrip("\n").startswith("Human:")
+    return isinstance(text, str) and text.lstrip("\r\n").startswith("Human:")
 
 
 def parse_dialogue(text: str, name: str, place: Place) -> Messages:
     """The turns of ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, without white space around."""
-    parts = _TURN.split("\n\n" + text.lstrip("\n"))
+    parts = _TURN.split("\n\n" + text.lstrip("\r\n"))
     if parts[0].strip() or len(parts) < 2:
         place.fail("wrong-type", f"'{name}' is no dialogue.", f"saw: {text[:60]!a}",
                    "each turn begins with a blank line and Human: or Assistant:")

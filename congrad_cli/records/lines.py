@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from congrad_cli.records.compression import SUFFIXES, import_zstandard
-
-BOM = b"\xef\xbb\xbf"
+from congrad_cli.records.objects import BOM
 
 
 class Writer(Protocol):

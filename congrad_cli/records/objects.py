@@ -54,7 +54,8 @@ def parse_object(raw: bytes, place: Place) -> dict[str, Any]:
             "not-json",
             f"not valid JSON (column {error.pos + 1}: {error.msg}).",
             f"saw: ...{_shown(around)[1:-1]}..." if around else "saw: nothing there",
-            "each line must be one whole JSON object",
+            "one object over several lines? each line must be a whole one, or the file an array"
+            if text.strip() == "{" else "each line must be one whole JSON object",
         )
     except ValueError:  # Python's guard against numbers that take forever to read
         place.fail("bad-number", "a number with thousands of digits.",

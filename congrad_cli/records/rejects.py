@@ -2,11 +2,11 @@
 
 import base64
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from congrad_cli.outputs import whole_file
 from congrad_cli.records.containers import read_items
 from congrad_cli.records.record import DataFile, Item
 
@@ -20,17 +20,8 @@ def write_rejects(
     appears whole or not at all; a pipe or a device is written into.
     """
     lines = (_line(entries[row], item) for row, item in _items(files) if row in entries)
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            file.writelines(lines)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(lines)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.writelines(lines)
 
 
 def _items(files: Iterable[DataFile]) -> Iterator[tuple[int, Item]]:

@@ -5,11 +5,10 @@ from typing import Any
 
 from congrad_cli.errors import InputError
 from congrad_cli.progress import Progress
-from congrad_cli.records.damage import NO_PAIRS, DamageLimit
+from congrad_cli.records.damage import BROKEN, NO_PAIRS, DamageLimit
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
-from congrad_cli.sketch.job import BROKEN
 from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.token_report import TokenReport, measure, store_bytes
 

@@ -1,6 +1,5 @@
 """What can be refused without torch: settings, and in a first pass every record of the data."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import InputError, UsageError
+from congrad_cli.outputs import check_output, is_special
 from congrad_cli.progress import Progress, Silent
 from congrad_cli.records.containers import suffix_warning
 from congrad_cli.records.damage import DamageLimit
@@ -18,7 +18,7 @@ from congrad_cli.records.reader import REF_FIELDS, RecordFile, language_detector
 from congrad_cli.records.record import DataFile, Record, Rejected
 from congrad_cli.records.rejects import write_rejects
 from congrad_cli.settings import RecordSettings, SketchSettings
-from congrad_cli.store_index import NO_GROUP, Source, StoreIndex
+from congrad_cli.store_index import NO_GROUP, Source, StoreIndex, raw_digest
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,13 @@ class DataIndex:
         count = 0
         for record in read_records(self.files, self.stored.fields, grouped=False):
             row = record.row
-            usable = row < self.rows and self.group[row] != NO_GROUP
-            content = (record.digest() if usable and isinstance(record, Record)
-                       else _raw_digest(record.raw))
-            if row >= self.rows or content != self.digest[row].tobytes():
+            if row >= self.rows or not self.stored.knows(record):
                 raise _changed(f"{record.source}:{record.line}")
-            if usable and isinstance(record, Record):
+            if self.group[row] != NO_GROUP and isinstance(record, Record):
                 yield record
             count += 1
         if count < self.rows:
             raise _changed(", ".join(file.name for file in self.files))
-
-
-def _raw_digest(raw: bytes) -> bytes:
-    """16 bytes that name an item that is no usable pair."""
-    return hashlib.sha256(raw).digest()[:16]
 
 
 def _changed(where: str) -> InputError:
@@ -116,7 +108,7 @@ class _Columns:
 
     def reject(self, item: Rejected) -> None:
         """Note an item that is no usable pair."""
-        self.digests += _raw_digest(item.raw)
+        self.digests += raw_digest(item.raw)
         self.labels.append(None)
         error = item.error
         self.rejected.append({"row": item.row, "source": error.source, "line": error.line,
@@ -218,11 +210,11 @@ def tell_rejects(
         return
     if path.resolve() in [file.path for file in index.files]:
         raise UsageError(f"--rejects {path} is the data.", "name another file")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"--rejects {path}: a folder, or in one that is missing.",
-                         "name a file in a folder that is there")
-    if not final and path.exists() and not path.is_file():
-        return
+    if is_special(path):
+        if not final:
+            return
+    else:
+        check_output("--rejects", path)
     write_rejects(path, index.files, {entry["row"]: entry for entry in entries})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from congrad_cli.errors import NumericsError, out_of_memory
 from congrad_cli.progress import Progress
+from congrad_cli.records.damage import BROKEN
 from congrad_cli.records.record import Record
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.ahead import ahead
@@ -32,9 +33,6 @@ from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize_all, windows
 from congrad_cli.sketch.uses import MixedRowsError
 from congrad_cli.tensors import Arrays
 from congrad_cli.writer import SHARD_SECONDS, ShardWriter
-
-BROKEN = ("template", "not-finite", "zero-gradient")
-"""Codes of pairs that are damaged, and not just too long or too much alike."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from congrad_cli.errors import ModelError, ResourceError, StoreError, UsageError
 from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
 from congrad_cli.locks import RankLock, live_ranks
 from congrad_cli.progress import Progress
+from congrad_cli.records.damage import BROKEN
 from congrad_cli.settings import SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
@@ -26,7 +27,7 @@ from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
-from congrad_cli.sketch.job import BROKEN, Reference, SketchJob
+from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.ranks import Share, missing, wait_for_others
 from congrad_cli.sketch.source import ModelSource, find_model
