@@ -39,8 +39,6 @@ class CheckedFile:
 
 def check_header(path: Path) -> CheckedFile:
     """Open a file and check all of it but its tensors' bytes, or raise :class:`StoreError`."""
-    if not path.is_file():
-        raise StoreError(f"{path}: no regular file.")
     arrays, metadata = map_arrays(path)
     try:
         base, extents = _read_extents(path, metadata)

@@ -120,6 +120,8 @@ def read_header(path: Path) -> StoreHeader:
     """``store.json`` of the store at ``path``."""
     file = path / "store.json"
     try:
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError
         return StoreHeader.from_json(file.read_bytes(), file)
     except (OSError, ValueError) as error:  # ValueError: what came from the pipe is no path
         raise StoreError(

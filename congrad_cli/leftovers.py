@@ -15,7 +15,7 @@ KNOWN = (
     "locks/.*", "quarantine/*",
 )  # fmt: skip
 OLD_SECONDS = 120.0
-"""A temporary file of another machine that was not touched for so long is nobody's."""
+"""A temporary file that may be another machine's and was not touched for so long is nobody's."""
 
 _TEMPORARY = re.compile(
     r"\.(?:.+\.[0-9a-f]{8}\.(?P<host>[A-Za-z0-9-]+)|[^.]+)\.(?P<pid>\d{1,9})\.tmp")
@@ -49,11 +49,11 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(place: Path, match: re.Match[str]) -> bool:
-    here = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:24]
-    if match["host"] in (None, here):
-        return not _runs(int(match["pid"]))
+    here = match["host"] == re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:24]
+    if (here or match["host"] is None) and _runs(int(match["pid"])):
+        return False
     try:
-        return time.time() - place.lstat().st_mtime > OLD_SECONDS
+        return here or time.time() - place.lstat().st_mtime > OLD_SECONDS
     except FileNotFoundError:  # it was somebody's
         return False
 

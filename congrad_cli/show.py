@@ -62,8 +62,6 @@ def _shards(path: Path, header: StoreHeader) -> tuple[dict[Path, Arrays], list[s
     bad = []
     for file in shard_files(path):
         try:
-            if not file.is_file():
-                raise StoreError(f"{file}: no regular file.")
             found[file] = open_shard(file, header)
         except StoreError as error:
             bad.append(error.message)
@@ -127,8 +125,6 @@ def _consensus(path: Path, store: GradientStore | None) -> Iterator[dict[str, An
     for file in sorted((path / "consensus").glob("*.safetensors")):
         about: dict[str, Any] = {"name": file.name.removesuffix(".safetensors"), "fits": False}
         try:
-            if not file.is_file():
-                raise StoreError(f"{file}: no regular file.")
             metadata = map_arrays(file)[1]
             about["settings"] = metadata.get("settings")
             if store is None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,10 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     that the file only claims: every extent is checked against the file's length first.
     """
     try:
-        length = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise StoreError(f"{path}: no regular file.")
+        length = status.st_size
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if length < 8 or size > min(_MAX_HEADER, length - 8):

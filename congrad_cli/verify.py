@@ -5,7 +5,6 @@ What somebody may want to know, and may be as it should, is a *note*. Nothing he
 see the module ``repair``.
 """
 
-import json
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,13 @@ from congrad_cli.progress import Progress
 from congrad_cli.records.containers import read_items
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import FORMAT
-from congrad_cli.store import GradientStore, open_shard, shard_files
+from congrad_cli.store import (
+    LONGEST_ENTRY,
+    GradientStore,
+    open_shard,
+    parse_entry,
+    shard_files,
+)
 from congrad_cli.store_index import StoreIndex, first_of_each, read_index
 from congrad_cli.tensors import Arrays
 
@@ -37,7 +42,7 @@ Found = Generator["Finding", None, Result | None]
 BLOCK_NUMBERS = 1 << 20
 """So many numbers of rows are decoded at a time."""
 LENGTH_TOLERANCE = 1e-2
-MAX_STORE_JSON, MAX_LINE, MAX_ROWS = 1 << 24, 1 << 20, 1 << 20
+MAX_STORE_JSON, MAX_ROWS = 1 << 24, 1 << 20
 
 SKETCH_AGAIN = "--repair sets it aside; the same sketch command then makes its rows again"
 CONSENSUS_AGAIN = "--repair sets it aside; congrad consensus then makes it again"
@@ -315,16 +320,7 @@ def _unreadable_lines(place: Path) -> int:
     """How many lines of a list in ``skipped/`` are no entries; long ones are not held."""
     bad, begin = 0, True
     with place.open("rb") as file:
-        while line := file.readline(MAX_LINE):
-            if begin:
-                bad += not _is_entry(line)
+        while line := file.readline(LONGEST_ENTRY):
+            bad += begin and parse_entry(line) is None
             begin = line.endswith(b"\n")
     return bad
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(entry, dict) and isinstance(entry.get("code"), str)

@@ -251,6 +251,7 @@ def test_what_is_no_regular_file_is_never_opened(store, make):
     for name in names:
         (store / f"{name}.safetensors").unlink(missing_ok=True)
         make(store / f"{name}.safetensors")
+    make(store / "skipped" / "r007.jsonl")
     report = check(store, repair=True)
     assert {finding.file.split(".")[0] for finding in report.problems} == set(names)
     assert not report.open

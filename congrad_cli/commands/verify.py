@@ -63,7 +63,7 @@ def verify(
         raise typer.Exit(StoreError.exit_code)
     if agreement and agreement.trouble:
         raise NumericsError(f"the stored rows are far off: {agreement.trouble[0]}.",
-                            *agreement.trouble[1:],
+                            *agreement.trouble[1:console.MESSAGES_SHOWN],
                             "is it the same version of the model's code, and of torch?")
 
 
