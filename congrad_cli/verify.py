@@ -146,44 +146,42 @@ class StoreCheck:
     def _projection_and_shards(self, header: StoreHeader) -> Iterator[Finding]:
         files = shard_files(self.path)
         start = yield from self._projection(bool(files))
-        whole: list[CheckedFile] = []
+        rows: dict[Path, int] = {}  # of files whose header is in order; none is kept open
+        ours = 0
         for place in files:
             try:
-                if not re.fullmatch(r"r\d{3,9}-\d{5,}\.safetensors", place.name):
-                    raise StoreError(f"{place}: no name of a shard.")
-                file = check_header(place)
-                if "norm" not in file.arrays or sum(file.arrays["norm"].shape) > MAX_ROWS:
-                    raise StoreError(f"{place}: no norms, or more than a shard may have.")
-                whole.append(file)
+                file = _check_shard_header(place)
             except StoreError as error:
                 yield self._finding(place, error, SKETCH_AGAIN, "set aside")
+                continue
+            rows[place] = file.arrays["norm"].shape[0]
+            ours += file.metadata.get("fingerprint") == header.fingerprint
         if start and start.get("fingerprint", header.fingerprint) != header.fingerprint:
             yield Finding("projection.safetensors", "it belongs to another store", FROM_A_COPY)
-        ours = [file for file in whole
-                if file.metadata.get("fingerprint") == header.fingerprint]
-        if whole and not ours and (start or {}).get("fingerprint") != header.fingerprint:
-            yield Finding("store.json", f"its fingerprint is that of none of the {len(whole)} "
+        if rows and not ours and (start or {}).get("fingerprint") != header.fingerprint:
+            yield Finding("store.json", f"its fingerprint is that of none of the {len(rows)} "
                           "shards", f"the shards are left alone; {FROM_A_COPY}")
             return
-        self._progress.start("verify", sum(sum(file.arrays["norm"].shape) for file in whole))
+        self._progress.start("verify", sum(rows.values()))
         try:
-            for file in whole:
-                yield from self._shard(file, header)
+            for place in rows:
+                yield from self._shard(place, header)
         finally:
             self._progress.finish()
         yield from self._twice()
 
-    def _shard(self, file: CheckedFile, header: StoreHeader) -> Iterator[Finding]:
+    def _shard(self, place: Path, header: StoreHeader) -> Iterator[Finding]:
         try:
-            small = open_shard(file.path, header)
+            file = check_header(place)
+            small = open_shard(place, header)
             _check_metadata(file, header, len(small["norm"]))
             if not self._quick:
                 check_tensors(file)
                 check_rows(file, header.codec)
         except StoreError as error:
-            yield self._finding(file.path, error, SKETCH_AGAIN, "set aside")
+            yield self._finding(place, error, SKETCH_AGAIN, "set aside")
         else:
-            self.shards[file.path] = small
+            self.shards[place] = small
             self._progress.advance(len(small["norm"]))
 
     def _twice(self) -> Iterator[Finding]:
@@ -298,6 +296,17 @@ def check_rows(file: CheckedFile, codec: Codec) -> None:
         if len(wrong):
             raise StoreError(f"{file.path}: row {begin + wrong[0]} has length "
                              f"{length[wrong[0]]:.3g}, and had 1.")
+
+
+def _check_shard_header(place: Path) -> CheckedFile:
+    """Whether it is called like a shard, is a file of the store, and has rows, not too many."""
+    if not re.fullmatch(r"r\d{3,9}-\d{5,}\.safetensors", place.name):
+        raise StoreError(f"{place}: no name of a shard.")
+    file = check_header(place)
+    norm = file.arrays.get("norm")
+    if norm is None or norm.ndim != 1 or len(norm) > MAX_ROWS:
+        raise StoreError(f"{place}: no norms, or more than a shard may have.")
+    return file
 
 
 def _check_metadata(file: CheckedFile, header: StoreHeader, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from congrad_cli.locks import RankLock
 from congrad_cli.progress import Silent
 from congrad_cli.repair import verify
 from congrad_cli.settings import STORE_DTYPES
+from congrad_cli.show import describe
 from congrad_cli.store import GradientStore, shard_files
 from congrad_cli.tensors import map_arrays, pack_arrays
 from congrad_cli.verify import LENGTH_TOLERANCE, check_rows
@@ -255,6 +257,19 @@ def test_what_is_no_regular_file_is_never_opened(store, make):
     report = check(store, repair=True)
     assert {finding.file.split(".")[0] for finding in report.problems} == set(names)
     assert not report.open
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open_files(tmp_path):
+    path = write_store(tmp_path, random_rows(40, 8), shards=[[row] for row in range(40)])
+    write_projection(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 20, limits[1]))
+    try:
+        assert check(path).findings == []
+        assert describe(path)["stored"] == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_pairs_stored_twice_are_a_note(store):
