@@ -107,6 +107,13 @@ def test_a_weight_of_zero_leaves_a_group_out(store):
     assert found.coefficients[1] == 0
 
 
+@pytest.mark.parametrize("method", ["pcgrad", "mgda", "nash-mtl"])
+def test_a_group_of_next_to_no_weight_is_left_out_and_said(store, method):
+    summary, found = consensus_of(store, method=method, weights='{"en": 1e-200}', name="faint")
+    assert summary.left_out == {"en": "vanishes beside the others"}
+    assert np.isfinite(found.direction).all()
+
+
 @pytest.mark.parametrize("leave_one_out", [True, False])
 @pytest.mark.parametrize("changed", [
     {"min_pairs": 3}, {"normalize_groups": "unit"}, {"weights": "size"},

@@ -292,6 +292,16 @@ def test_opposed_groups_are_an_error_with_a_cure(method):
     assert "--method" in caught.value.hints[0]
 
 
+def test_a_failure_of_linear_algebra_is_an_error_with_a_cure(monkeypatch):
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(np.linalg, "pinv", fail)
+    with pytest.raises(NumericsError, match="imtl-g found no solution") as caught:
+        solution("imtl-g", independent(0))
+    assert "--method pcgrad" in caught.value.hints[0]
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_many_groups(method):
     """120 groups with half of the pairs in conflict."""

@@ -31,28 +31,28 @@ def nonnegative(quadratic: Floats, linear: Floats, ridge: float) -> Floats:
     """
     count = len(linear)
     regular = quadratic + ridge * np.eye(count) if ridge else quadratic
+    slack = 1e-7 if ridge else 1e-10  # what the solves are right to
     x, free = np.zeros(count), np.zeros(count, bool)
     for _ in range(ROUNDS):
         before = x
-        x, free = _pivot(regular, linear + ridge * before, free)
+        x, free = _pivot(regular, linear + ridge * before, free, slack)
         if not ridge or np.abs(x - before).max() <= 1e-12 * np.abs(x).max():
             break
     return x
 
 
 def _pivot(
-    quadratic: Floats, linear: Floats, free: NDArray[np.bool_]
+    quadratic: Floats, linear: Floats, free: NDArray[np.bool_], slack: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """The solution for a positive definite Q, and where it is above zero; starts at ``free``."""
     count = len(linear)
     free, fewest, patience = free.copy(), count + 1, PATIENCE
-    slack = 1e-11 * float(np.abs(linear).max())
+    flat = -1e-11 * float(np.abs(linear).max())
     for _ in range(100 + 20 * count):
         x = np.zeros(count)
         x[free] = np.linalg.solve(quadratic[np.ix_(free, free)], linear[free])
         slope = quadratic @ x - linear
-        least = -1e-7 * float(np.abs(x).max())  # what a solve beside the ridge is right to
-        wrong = np.where(free, x < least, slope < -slack)
+        wrong = np.where(free, x < -slack * float(np.abs(x).max()), slope < flat)
         found = int(wrong.sum())
         if not found:
             return np.maximum(x, 0), free

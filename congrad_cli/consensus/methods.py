@@ -17,6 +17,8 @@ from congrad_cli.weights import Floats
 CAGRAD_RADIUS = 0.5
 """c of cagrad: how far it may leave the mean, in lengths of the mean."""
 NASH_STEPS = 200
+UNSEEN = 1e-7
+"""A length this small beside its parts' may be rounding: a Gramian holds the squares."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def mgda(gramian: Floats) -> Solution:
     """MGDA: the shortest convex combination of the G_l; every <d, G_l> is at least |d|^2."""
     w = shortest(*_parts(gramian))
     products = gramian @ w
-    return Solution(w, float((w @ products - products.min()) / np.diagonal(gramian).max()))
+    gap = float((w @ products - products.min()) / np.diagonal(gramian).max())
+    return Solution(w, max(gap, 0.0))
 
 
 def cagrad(gramian: Floats) -> Solution:
@@ -64,8 +67,9 @@ def cagrad(gramian: Floats) -> Solution:
     with_mean = gramian.mean(1)
     square = float(with_mean.mean())
     radius = CAGRAD_RADIUS * _root(square)
-    largest = float(np.sqrt(np.diagonal(gramian).max()))
-    if radius <= 1e-12 * largest:
+    lengths = np.sqrt(np.diagonal(gramian))
+    largest = float(lengths.max())
+    if radius <= UNSEEN * largest:
         raise NumericsError("the mean of the groups is zero; cagrad has nothing to start from.",
                             "try --method pcgrad, upgrad or mgda")
     low, high = 0.0, largest / radius
@@ -74,12 +78,12 @@ def cagrad(gramian: Floats) -> Solution:
         w = _shifted_shortest(gramian, with_mean, square, t)
         length = _root(float(w @ gramian @ w))
         low, high = (low, t) if t * radius > length else (t, high)
-    if length <= 1e-9 * largest:
+    if length <= UNSEEN * (w @ lengths):
         raise NumericsError("no direction is better for all groups; cagrad has none to turn to.",
                             "try --method pcgrad or mean")
     a = 1 / count + radius / length * w
     gap = with_mean @ w + radius * length - (gramian @ a).min()
-    return Solution(a, float(gap / largest**2))
+    return Solution(a, max(float(gap / largest**2), 0.0))
 
 
 def imtl_g(gramian: Floats) -> Solution:
@@ -123,7 +127,7 @@ def nash_mtl(gramian: Floats) -> Solution:
         if size < 1e-13 or a.max() > 1e6:
             break
     gap = float(np.abs(a * (cosines @ a) - 1).max())
-    if gap > 1e-6:
+    if not gap <= 1e-6:
         raise NumericsError("the groups oppose each other; nash-mtl finds no bargain.",
                             "try --method pcgrad or upgrad")
     return Solution(a / length, gap)

@@ -10,6 +10,9 @@ from congrad_cli.errors import NumericsError, UsageError
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.weights import Floats
 
+VANISHING = 1e-100
+"""Beside a group this much longer, another's square is no number any more."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -37,6 +40,9 @@ def take_part(groups: GroupGradients, settings: ConsensusSettings) -> Part:
             left_out[name] = "has no gradient"
         elif not own > 0:
             left_out[name] = "has weight 0"
+    strength = weight / (weight.max() or 1.0) * norm
+    for place in np.flatnonzero((strength > 0) & (strength < VANISHING * strength.max())).tolist():
+        left_out.setdefault(groups.names[place], "vanishes beside the others")
     inside = np.array([name not in left_out for name in groups.names])
     if not inside.any():
         raise _nobody(groups, settings)

@@ -28,7 +28,11 @@ def solve(gramian: Floats, settings: ConsensusSettings) -> Solution:
     if settings.method == "pcgrad":
         return Solution(pcgrad(scaled, settings.orders, settings.seed))
     scaled = semidefinite(scaled)
-    found = METHODS[settings.method](scaled)
+    try:
+        found = METHODS[settings.method](scaled)
+    except np.linalg.LinAlgError as error:
+        raise NumericsError(f"{settings.method} found no solution ({error}).",
+                            "try --method pcgrad, or --normalize-groups unit") from error
     a = found.coefficients
     if a @ scaled @ a <= CANCELLED * (np.abs(a) @ np.sqrt(np.diagonal(scaled))) ** 2:
         raise NumericsError(f"the groups oppose each other; {settings.method} finds no direction.",
