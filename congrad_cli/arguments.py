@@ -1,5 +1,6 @@
 """What options and arguments mean: their values checked and turned into what commands take."""
 
+import json
 import math
 import os
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.records.files import find_files, store_name
-from congrad_cli.settings import LOSSES, ROW_SIZES, STORE_DTYPES, RecordSettings
+from congrad_cli.settings import LENGTHLESS, LOSSES, ROW_SIZES, STORE_DTYPES, RecordSettings
 
 
 def check_loss(loss: str | None, length_penalty: float | None) -> None:
@@ -16,6 +17,34 @@ def check_loss(loss: str | None, length_penalty: float | None) -> None:
         one_of("--loss", loss, LOSSES)
     if length_penalty is not None and not math.isfinite(length_penalty):
         raise UsageError(f"--length-penalty {length_penalty}: pass a number such as 0.01.")
+
+
+def group_weights(value: str, method: str) -> str:
+    """``--weights``: uniform, size, or the content of a JSON file, group -> weight, as JSON."""
+    if value == "uniform":
+        return value
+    if method in LENGTHLESS:
+        raise UsageError(f"--weights {value} does nothing with --method {method}: its direction "
+                         "does not depend on the lengths of group gradients.",
+                         "leave it out, or pass another --method")
+    if value == "size":
+        return value
+    try:
+        weights = json.loads(Path(value).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--weights {value}: {error.strerror}.",
+                         "pass uniform, size, or a JSON file: group -> weight") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--weights {value}: not JSON ({error}).") from error
+    if not isinstance(weights, dict) or not all(map(_is_weight, weights.values())):
+        raise UsageError(f"--weights {value}: an object of numbers is needed, none negative.",
+                         'such as {"de": 2, "sw": 0.5}')
+    return json.dumps(weights, sort_keys=True)
+
+
+def _is_weight(value: object) -> bool:
+    return (isinstance(value, int | float) and not isinstance(value, bool)
+            and 0 <= value <= sys.float_info.max)
 
 
 def auto(option: str, value: str) -> int | None:

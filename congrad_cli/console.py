@@ -218,18 +218,27 @@ def show_consensus(summary: "ConsensusSummary", method: str) -> None:
         ("group", "pairs", "norm", "cos to consensus", "coefficient"),
         [
             (summary.names[i], f"{summary.pairs[i]:,}", f"{summary.norm[i]:.3g}",
-             f"{summary.cosine[i]:+.3f}", f"{summary.coefficient[i]:.3f}")
+             f"{summary.cosine[i]:+.3f}", f"{summary.coefficient[i]:.4g}")
             for i in order
         ],
     )
     if len(summary.names) > 1:
         _show_conflicts(summary)
-    conflicts = int((summary.conflict < 0).sum()) // 2
-    pairs = len(summary.names) * (len(summary.names) - 1) // 2
-    least = min((cos, name) for cos, name, norm in zip(
-        summary.cosine.tolist(), summary.names, summary.norm.tolist(), strict=True) if norm > 0)
-    say("consensus", f"{conflicts} of {pairs} pairs of groups conflict; the least cosine to the "
-        f"consensus is {least[0]:+.3f} ({least[1]}).")
+    found = summary.certificate
+    say("consensus", f"{found.conflicts} of {found.pairs} pairs of groups conflict; the least "
+        f"cosine to the consensus is {found.least:+.3f} ({found.least_group}).",
+        "no group that takes part gets worse" if not found.worse else
+        f"groups that get worse (cosine below 0): {_some(found.worse)}",
+        *(f"takes no part: {name}, which {why}" for name, why in
+          list(summary.left_out.items())[:WORST_SHOWN]),
+        *([f"and {len(summary.left_out) - WORST_SHOWN} more take no part"]
+          if len(summary.left_out) > WORST_SHOWN else []),
+        *([] if found.gap is None else [f"the solver is within {found.gap:.1g} of the optimum"]))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - WORST_SHOWN
+    return ", ".join(names[:WORST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _show_conflicts(summary: "ConsensusSummary") -> None:

@@ -193,8 +193,8 @@ AllowPartial = Annotated[
 
 Method = Annotated[
     str,
-    typer.Option(metavar="pcgrad|mean",
-                 help="How groups are reconciled: gradient surgery, or their plain mean."),
+    typer.Option(metavar="pcgrad|mean|mgda|upgrad|dualproj|cagrad|imtl-g|aligned-mtl|nash-mtl",
+                 help="How groups are reconciled; the README says what each method promises."),
 ]
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
@@ -215,6 +215,25 @@ PairNorm = Annotated[
     str,
     typer.Option(metavar="raw|unit",
                  help="raw: gradients as they are; unit: every pair pulls equally."),
+]
+NormalizeGroups = Annotated[
+    str,
+    typer.Option(metavar="none|unit",
+                 help="unit: each group's gradient is divided by its length first."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(metavar="uniform|size|FILE",
+                 help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
+                      "or a JSON object's number for it (1 where it names none)."),
+]
+MinPairs = Annotated[
+    int, typer.Option(min=1, help="Groups with fewer pairs take no part; they are still scored.")
+]
+RequireDescent = Annotated[
+    bool,
+    typer.Option("--require-descent",
+                 help="Exit with code 5 if a group that takes part would get worse."),
 ]
 Loss = Annotated[
     str,

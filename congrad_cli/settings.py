@@ -17,6 +17,13 @@ ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4"
 
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
 
+METHODS = ("pcgrad", "mean", "mgda", "upgrad", "dualproj", "cagrad", "imtl-g", "aligned-mtl",
+           "nash-mtl")
+"""How ``consensus`` reconciles groups; see ``consensus/solver.py``."""
+
+LENGTHLESS = ("imtl-g", "nash-mtl")
+"""Methods whose direction does not depend on how long the groups' gradients are."""
+
 WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
 
@@ -89,6 +96,10 @@ class ConsensusSettings:
     ema_decay: float = 0.9
     ema_batch: int = 8
     pair_norm: str = "raw"
+    normalize_groups: str = "none"
+    weights: str = "uniform"  # or "size", or a JSON object: group -> weight
+    min_pairs: int = 1  # of a group that takes part
+    require_descent: bool = False
     loss: str = "dpo"
     beta: float = 0.1
     length_penalty: float = 0.01

@@ -37,7 +37,8 @@ OPTIONS = {
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
-        "--pair-norm", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
+        "--pair-norm", "--normalize-groups", "--weights", "--min-pairs", "--require-descent",
+        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {

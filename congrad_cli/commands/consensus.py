@@ -1,7 +1,7 @@
 """``congrad consensus``: options -> settings, and the store's path on stdout."""
 
 from congrad_cli import arguments, console, options
-from congrad_cli.settings import ConsensusSettings
+from congrad_cli.settings import METHODS, ConsensusSettings
 
 
 def consensus(
@@ -13,6 +13,10 @@ def consensus(
     ema_decay: options.EmaDecay = 0.9,
     ema_batch: options.EmaBatch = 8,
     pair_norm: options.PairNorm = "raw",
+    normalize_groups: options.NormalizeGroups = "none",
+    weights: options.Weights = "uniform",
+    min_pairs: options.MinPairs = 1,
+    require_descent: options.RequireDescent = False,
     loss: options.Loss = "dpo",
     beta: options.Beta = 0.1,
     length_penalty: options.LengthPenalty = 0.01,
@@ -23,14 +27,17 @@ def consensus(
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
     out = console.reserve_stdout()
-    arguments.one_of("--method", method, ("pcgrad", "mean"))
+    arguments.one_of("--method", method, METHODS)
     arguments.one_of("--average", average, ("mean", "ema"))
     arguments.one_of("--pair-norm", pair_norm, ("raw", "unit"))
+    arguments.one_of("--normalize-groups", normalize_groups, ("none", "unit"))
     arguments.check_loss(loss, length_penalty)
     path = arguments.store_from(store)
     settings = ConsensusSettings(
         method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
-        ema_batch=ema_batch, pair_norm=pair_norm, loss=loss, beta=beta,
+        ema_batch=ema_batch, pair_norm=pair_norm, normalize_groups=normalize_groups,
+        weights=arguments.group_weights(weights, method), min_pairs=min_pairs,
+        require_descent=require_descent, loss=loss, beta=beta,
         length_penalty=length_penalty, label_smoothing=label_smoothing,
         allow_partial=allow_partial, name=name,
     )  # fmt: skip
@@ -39,4 +46,6 @@ def consensus(
     summary = run(path, settings, console.TerminalProgress(quiet))
     if not quiet:
         console.show_consensus(summary, method)
+    if require_descent:
+        summary.certificate.require_descent(f"{path}, as '{name}'")
     console.print_path(path, out)

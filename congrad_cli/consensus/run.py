@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from congrad_cli.consensus.groups import cosines, group_gradients
+from congrad_cli.consensus.certificate import Certificate, certify
+from congrad_cli.consensus.groups import GroupGradients, cosines, group_gradients
+from congrad_cli.consensus.methods import Solution
+from congrad_cli.consensus.part import take_part
 from congrad_cli.consensus.solver import solve
 from congrad_cli.direction import Consensus, consensus_file, write_consensus
 from congrad_cli.errors import NumericsError, StoreError
@@ -26,6 +29,8 @@ class ConsensusSummary:
     cosine: Floats  # [L] cos(d, G_l)
     coefficient: Floats  # [L]
     conflict: Floats  # [L, L] cosines of the group gradients
+    left_out: dict[str, str]  # groups that take no part, and why
+    certificate: Certificate
 
 
 def run(path: Path, settings: ConsensusSettings, progress: Progress) -> ConsensusSummary:
@@ -39,7 +44,8 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     terms = pair_terms(store, settings)
     _tell_weights(store, terms, settings, progress)
     groups = group_gradients(store, terms.scale * terms.share)
-    coefficients = solve(groups.gramian, settings)
+    part = take_part(groups, settings)
+    found_by, coefficients = _reconcile(groups, part.factor, settings)
     direction = coefficients @ groups.gradients
     found = Consensus(direction, groups.gradients, coefficients, groups.excess)
     products = group_products(found)
@@ -51,16 +57,30 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     write_consensus(path, settings, found, store)
     norm = np.sqrt(np.diagonal(groups.gramian))
     along = products.d_group.sum(1)
+    cosine = np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0)
+    cosine, conflict = np.clip(cosine, -1, 1), cosines(groups.gramian)
     return ConsensusSummary(
         names=groups.names,
         pairs=groups.pairs.tolist(),
         norm=norm,
-        cosine=np.clip(
-            np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0), -1, 1
-        ),
+        cosine=cosine,
         coefficient=coefficients,
-        conflict=cosines(groups.gramian),
+        conflict=conflict,
+        left_out=part.left_out,
+        certificate=certify(groups.names, cosine, conflict, part.factor > 0, found_by.gap),
     )
+
+
+def _reconcile(
+    groups: GroupGradients, factor: Floats, settings: ConsensusSettings
+) -> tuple[Solution, Floats]:
+    """What the solver finds for the H_l = f_l G_l that take part, and a [L] with d = G^T a."""
+    inside = factor > 0
+    f = factor[inside]
+    solution = solve(groups.gramian[np.ix_(inside, inside)] * np.outer(f, f), settings)
+    coefficients = np.zeros(len(factor))
+    coefficients[inside] = f * solution.coefficients
+    return solution, coefficients
 
 
 def _tell_weights(
