@@ -241,6 +241,22 @@ Keep = Annotated[int | None, typer.Option(help="Keep this many pairs, the best o
 PerGroup = Annotated[
     bool, typer.Option("--per-group", help="Apply the rule inside each group.")
 ]
+KeepAtLeast = Annotated[
+    int | None,
+    typer.Option(help="Keep at least the best N pairs of every group, whatever the rule says.",
+                 metavar="N"),
+]
+QuotasFile = Annotated[
+    Path | None,
+    typer.Option("--quotas", metavar="FILE",
+                 help='Keep the best pairs by group: {"de": 500, "sw": 0.8, "*": 0.5}, in pairs '
+                      "or shares below 1; * stands for all other groups."),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(metavar="K",
+                 help="Drop only pairs that are below --min-score by more than K standard errors."),
+]
 LeaveOneOut = Annotated[
     bool,
     typer.Option("--leave-one-out/--no-leave-one-out",

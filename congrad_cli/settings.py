@@ -104,7 +104,10 @@ class FilterSettings:
     min_score: float | None = None
     keep_ratio: float | None = None
     keep: int | None = None
+    quotas: Path | None = None  # a JSON object: group -> number, or share below 1
     per_group: bool = False
+    keep_at_least: int | None = None
+    confidence: float | None = None  # in standard errors of the score
     leave_one_out: bool = True
     allow_partial: bool = False
     loss: str | None = None  # None, here and below: the consensus' own

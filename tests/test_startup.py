@@ -41,10 +41,10 @@ OPTIONS = {
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {
-        "STORE", "--min-score", "--keep-ratio", "--keep", "--per-group", "--leave-one-out",
-        "--no-leave-one-out", "--loss", "--beta", "--length-penalty", "--label-smoothing",
-        "--allow-partial", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
-        "--quiet", "-q",
+        "STORE", "--min-score", "--keep-ratio", "--keep", "--quotas", "--per-group",
+        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
+        "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
+        "--data", "--output", "-o", "--dropped", "--scores", "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }

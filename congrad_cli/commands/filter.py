@@ -9,7 +9,10 @@ def filter_pairs(
     min_score: options.MinScore = None,
     keep_ratio: options.KeepRatio = None,
     keep: options.Keep = None,
+    quotas: options.QuotasFile = None,
     per_group: options.PerGroup = False,
+    keep_at_least: options.KeepAtLeast = None,
+    confidence: options.Confidence = None,
     leave_one_out: options.LeaveOneOut = True,
     loss: options.FilterLoss = None,
     beta: options.FilterBeta = None,
@@ -29,7 +32,8 @@ def filter_pairs(
         output = None  # file descriptor 1 is stderr by now
     arguments.check_loss(loss, length_penalty)
     settings = FilterSettings(
-        min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
+        min_score=min_score, keep_ratio=keep_ratio, keep=keep, quotas=quotas,
+        per_group=per_group, keep_at_least=keep_at_least, confidence=confidence,
         leave_one_out=leave_one_out, allow_partial=allow_partial,
         loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
