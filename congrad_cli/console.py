@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
     from congrad_cli.demo import DemoResult
-    from congrad_cli.filter.run import FilterSummary
+    from congrad_cli.filter.summary import FilterSummary
     from congrad_cli.sketch.dry_run import DryRun
 
 OPEN_WIDTH = 400

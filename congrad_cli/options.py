@@ -288,6 +288,24 @@ Dropped = Annotated[
 Scores = Annotated[
     Path | None, typer.Option(help="Write one JSON object per pair here: score and reason.")
 ]
+SummaryFile = Annotated[
+    Path | None,
+    typer.Option("--summary", metavar="FILE",
+                 help="Write counts, groups, gates and settings here, as one JSON object."),
+]
+SummaryAsJson = Annotated[
+    bool, typer.Option("--json", help="With --output FILE: the summary's object on stdout.")
+]
+MaxDropRate = Annotated[
+    float | None,
+    typer.Option(metavar="R",
+                 help="Exit 6, with everything written, if more than this share is dropped."),
+]
+MinPerGroup = Annotated[
+    int | None,
+    typer.Option(metavar="N",
+                 help="Exit 6, with everything written, if a group keeps fewer pairs."),
+]
 
 # --- demo --------------------------------------------------------------------------------------
 

@@ -119,6 +119,9 @@ class FilterSettings:
     output: Path | None = None
     dropped: Path | None = None
     scores: Path | None = None
+    summary: Path | None = None
+    max_drop_rate: float | None = None  # of the sketched pairs; above it, exit code 6
+    min_per_group: int | None = None
 
 
 def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:

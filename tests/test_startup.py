@@ -44,7 +44,8 @@ OPTIONS = {
         "STORE", "--min-score", "--keep-ratio", "--keep", "--quotas", "--per-group",
         "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
-        "--data", "--output", "-o", "--dropped", "--scores", "--quiet", "-q",
+        "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
+        "--max-drop-rate", "--min-per-group", "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }

@@ -67,7 +67,8 @@ def share_of(share: float, pairs: int) -> int:
     return math.ceil(share * pairs - 1e-9)
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, in quotes, for a message on one line."""
+def listed(names: Sequence[str], quote: bool = True) -> str:
+    """The first few names, for a message on one line."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:SHOWN]) + more
+    shown = [json.dumps(name, ensure_ascii=False) if quote else name for name in names[:SHOWN]]
+    return ", ".join(shown) + more

@@ -1,7 +1,7 @@
 """The filter command: store and consensus -> decisions -> the original lines."""
 
-from collections import Counter
-from dataclasses import dataclass, replace
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,27 +10,18 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import read_consensus
 from congrad_cli.errors import UsageError
-from congrad_cli.filter.policy import borderline, check_rule, decide
+from congrad_cli.filter.gates import check_gate_options
+from congrad_cli.filter.policy import check_rule, decide
 from congrad_cli.filter.quotas import group_quotas, read_quotas
 from congrad_cli.filter.scores import pair_scores, turn_scores
-from congrad_cli.filter.verdicts import Outcome, Verdicts
+from congrad_cli.filter.summary import FilterSummary, summarise
+from congrad_cli.filter.verdicts import Outcome, Verdicts, as_json
 from congrad_cli.filter.writing import write_outputs
+from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import Floats, pair_terms
-
-
-@dataclass(frozen=True)
-class FilterSummary:
-    """What the command shows, per group and in all."""
-
-    names: list[str]
-    pairs: list[int]
-    kept: list[int]
-    median: list[float]  # of the group's scores
-    reasons: dict[str, int]  # of what was dropped
-    borderline: int | None  # pairs within one error of the threshold; None without errors
+from congrad_cli.weights import pair_terms
 
 
 def run(
@@ -39,9 +30,12 @@ def run(
     """Write the kept lines, byte for byte and in input order, to ``settings.output`` or stdout.
 
     Kept and dropped lines together are the input. Nothing is written before every line of the
-    source has been found to be the one that was sketched.
+    source has been found to be the one that was sketched. Gates are judged, not enforced: that is
+    :func:`congrad_cli.filter.gates.require_gates`.
     """
+    begun = time.monotonic()
     check_rule(settings)
+    check_gate_options(settings)
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)
     quotas = _quotas(store, settings)
@@ -57,25 +51,11 @@ def run(
     decisions = decide(scores.score, store.column("group"), settings, scores.error, quotas)
     outcome = Outcome(scores, decisions, weight == 0, store.skipped())
     write_outputs(store, settings, Verdicts(store, outcome), stdout)
-    return _summary(store, outcome)
-
-
-def _summary(store: GradientStore, outcome: Outcome) -> FilterSummary:
-    group, count = store.column("group"), len(store.groups)
-    scores, decisions = outcome.scores, outcome.decisions
-    waiting = store.rows - len(store) - len(outcome.skipped)  # with --allow-partial
-    return FilterSummary(
-        names=store.groups,
-        pairs=np.bincount(group, minlength=count).tolist(),
-        kept=np.bincount(group[decisions.keep], minlength=count).tolist(),
-        median=[_median(scores.score[group == label]) for label in range(count)],
-        reasons=dict(Counter([
-            *outcome.skipped.values(),
-            *waiting * ["not-sketched"],
-            *(reason for reason in decisions.reason if reason != "kept"),
-        ])),
-        borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
-    )
+    summary = summarise(store, outcome, settings, made, time.monotonic() - begun)
+    if settings.summary is not None:
+        with whole_file(settings.summary) as file:
+            file.write(as_json(summary.to_json()).encode() + b"\n")
+    return summary
 
 
 def _quotas(store: GradientStore, settings: FilterSettings) -> NDArray[np.int64] | None:
@@ -90,9 +70,3 @@ def _own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSet
     names = ("loss", "beta", "length_penalty", "label_smoothing")
     given = {name: getattr(settings, name) for name in names}
     return replace(made, **{name: value for name, value in given.items() if value is not None})
-
-
-def _median(score: Floats) -> float:
-    """The median of the scores there are; nan where there are none."""
-    defined = score[~np.isnan(score)]
-    return float(np.median(defined)) if len(defined) else float("nan")

@@ -69,7 +69,9 @@ def _files(store: GradientStore, settings: FilterSettings) -> list[DataFile]:
 def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
     """No output may be written over another one or over the data."""
     taken = {path.resolve(): "the data that was sketched" for path in sources}
-    for name in ("output", "dropped", "scores"):
+    if settings.quotas is not None:
+        taken[settings.quotas.resolve()] = "the file of quotas"
+    for name in ("output", "dropped", "scores", "summary"):
         path: Path | None = getattr(settings, name)
         if path is None or is_special(path):
             continue
