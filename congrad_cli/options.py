@@ -231,6 +231,14 @@ Name = Annotated[str, typer.Option(help="Name of the result inside the store.")]
 
 # --- filter ------------------------------------------------------------------------------------
 
+RankBy = Annotated[
+    str,
+    typer.Option(metavar="score|mean-score|margin|norm|random",
+                 help="What rules apply to: the score, or a baseline to compare it with."),
+]
+RankSeed = Annotated[
+    int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of --rank-by random; 0.")
+]
 MinScore = Annotated[
     float | None, typer.Option(help="Keep pairs with at least this score; 0 if no rule given.")
 ]

@@ -15,6 +15,8 @@ FORMAT = 2
 ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4")}
 """``--row-size``: the numbers of a sketch and their code that are best for so many bytes a pair."""
 
+RANKINGS = ("score", "mean-score", "margin", "norm", "random")
+
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
 
 WINDOW = 1024
@@ -101,6 +103,8 @@ class ConsensusSettings:
 class FilterSettings:
     """Options of ``congrad filter``: one rule, for all pairs or inside each group."""
 
+    rank_by: str = "score"  # one of RANKINGS
+    seed: int | None = None  # of "random"; None: 0
     min_score: float | None = None
     keep_ratio: float | None = None
     keep: int | None = None

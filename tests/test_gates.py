@@ -95,7 +95,8 @@ def test_the_summary_counts_what_was_written(store, tmp_path):
     dropped = (tmp_path / "out").read_bytes().count(b"\n")
     assert set(found) == {
         "schema", "command", "store", "records", "pairs", "kept", "dropped", "reasons",
-        "borderline", "groups", "gates", "settings", "consensus", "versions", "seconds"}
+        "borderline", "groups", "rank_by", "score_is", "gates", "settings",
+        "consensus", "versions", "seconds"}
     assert (found["schema"], found["command"]) == ("congrad.summary/1", "filter")
     assert found["store"] == str(store)
     assert (found["records"], found["pairs"]) == (40, 39)

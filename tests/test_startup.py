@@ -41,7 +41,8 @@ OPTIONS = {
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {
-        "STORE", "--min-score", "--keep-ratio", "--keep", "--quotas", "--per-group",
+        "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
+        "--per-group",
         "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
         "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",

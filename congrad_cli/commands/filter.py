@@ -2,11 +2,13 @@
 
 from congrad_cli import arguments, console, options
 from congrad_cli.errors import UsageError
-from congrad_cli.settings import FilterSettings
+from congrad_cli.settings import RANKINGS, FilterSettings
 
 
 def filter_pairs(
     store: options.StoreArgument = None,
+    rank_by: options.RankBy = "score",
+    seed: options.RankSeed = None,
     min_score: options.MinScore = None,
     keep_ratio: options.KeepRatio = None,
     keep: options.Keep = None,
@@ -39,7 +41,9 @@ def filter_pairs(
         raise UsageError("--json: stdout has the kept lines.",
                          "pass --output FILE as well, or write the object with --summary FILE")
     arguments.check_loss(loss, length_penalty)
+    arguments.one_of("--rank-by", rank_by, RANKINGS)
     settings = FilterSettings(
+        rank_by=rank_by, seed=seed,
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, quotas=quotas,
         per_group=per_group, keep_at_least=keep_at_least, confidence=confidence,
         leave_one_out=leave_one_out, allow_partial=allow_partial,
@@ -48,14 +52,11 @@ def filter_pairs(
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
         summary=summary_file, max_drop_rate=max_drop_rate, min_per_group=min_per_group,
     )  # fmt: skip
-    from congrad_cli.filter.gates import check_gate_options, require_gates
-    from congrad_cli.filter.policy import check_rule
+    from congrad_cli.filter.gates import require_gates
+    from congrad_cli.filter.run import check_settings, run
 
-    check_rule(settings)
-    check_gate_options(settings)
+    check_settings(settings)
     path = arguments.store_from(store)
-    from congrad_cli.filter.run import run
-
     summary = run(path, settings, out, console.TerminalProgress(quiet))
     if not quiet:
         console.show_filter(summary)

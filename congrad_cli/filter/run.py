@@ -1,7 +1,6 @@
 """The filter command: store and consensus -> decisions -> the original lines."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,15 +12,21 @@ from congrad_cli.errors import UsageError
 from congrad_cli.filter.gates import check_gate_options
 from congrad_cli.filter.policy import check_rule, decide
 from congrad_cli.filter.quotas import group_quotas, read_quotas
-from congrad_cli.filter.scores import pair_scores, turn_scores
+from congrad_cli.filter.ranking import check_ranking, rank_pairs
 from congrad_cli.filter.summary import FilterSummary, summarise
 from congrad_cli.filter.verdicts import Outcome, Verdicts, as_json
 from congrad_cli.filter.writing import write_outputs
 from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
-from congrad_cli.settings import ConsensusSettings, FilterSettings
+from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import pair_terms
+
+
+def check_settings(settings: FilterSettings) -> None:
+    """Raise :class:`UsageError` for options that make no sense, alone or together."""
+    check_rule(settings)
+    check_ranking(settings)
+    check_gate_options(settings)
 
 
 def run(
@@ -34,8 +39,7 @@ def run(
     :func:`congrad_cli.filter.gates.require_gates`.
     """
     begun = time.monotonic()
-    check_rule(settings)
-    check_gate_options(settings)
+    check_settings(settings)
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)
     quotas = _quotas(store, settings)
@@ -43,14 +47,15 @@ def run(
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")
-    progress.step(f"scoring {len(store):,} pairs")
-    terms = pair_terms(store, made)
-    scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
-    weight = pair_terms(store, _own_loss(made, settings)).weight
-    scores = turn_scores(scores, terms.weight, weight)
+    progress.step(
+        f"scoring {len(store):,} pairs" if settings.rank_by == "score"
+        else f"ranking {len(store):,} pairs by {settings.rank_by}"
+    )  # fmt: skip
+    ranking = rank_pairs(store, consensus, made, settings)
+    scores = ranking.scores
     decisions = decide(scores.score, store.column("group"), settings, scores.error, quotas)
-    outcome = Outcome(scores, decisions, weight == 0, store.skipped())
-    write_outputs(store, settings, Verdicts(store, outcome), stdout)
+    outcome = Outcome(ranking, decisions, store.skipped())
+    write_outputs(store, settings, Verdicts(store, outcome, settings.rank_by), stdout)
     summary = summarise(store, outcome, settings, made, time.monotonic() - begun)
     if settings.summary is not None:
         with whole_file(settings.summary) as file:
@@ -63,10 +68,3 @@ def _quotas(store: GradientStore, settings: FilterSettings) -> NDArray[np.int64]
         return None
     pairs = np.bincount(store.column("group"), minlength=len(store.groups))
     return group_quotas(read_quotas(settings.quotas), store.groups, pairs)
-
-
-def _own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSettings:
-    """The consensus' settings with the loss that the pairs are scored by."""
-    names = ("loss", "beta", "length_penalty", "label_smoothing")
-    given = {name: getattr(settings, name) for name in names}
-    return replace(made, **{name: value for name, value in given.items() if value is not None})

@@ -36,6 +36,7 @@ class FilterSummary:
     reasons: dict[str, int]
     borderline: int | None  # pairs within one error of the threshold; None without errors
     gates: list[Gate]
+    about: str  # what the scores are
     settings: FilterSettings
     consensus: ConsensusSettings
     seconds: float
@@ -58,6 +59,8 @@ class FilterSummary:
                 name: {"pairs": pairs, "kept": left, "median_score": number(median)}
                 for name, pairs, left, median in groups
             },
+            "rank_by": self.settings.rank_by,
+            "score_is": self.about,
             "gates": {gate.name: gate.to_json() for gate in self.gates},
             "settings": _plain(asdict(self.settings)),
             "consensus": _plain(asdict(self.consensus)),
@@ -76,7 +79,7 @@ def summarise(
 ) -> FilterSummary:
     """Count what was decided about the store's data."""
     group, count = store.column("group"), len(store.groups)
-    scores, decisions = outcome.scores, outcome.decisions
+    scores, decisions = outcome.ranking.scores, outcome.decisions
     waiting = store.rows - len(store) - len(outcome.skipped)  # with --allow-partial
     pairs = np.bincount(group, minlength=count).tolist()
     kept = np.bincount(group[decisions.keep], minlength=count).tolist()
@@ -93,6 +96,7 @@ def summarise(
         ])),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
         gates=gates(store.groups, pairs, kept, settings),
+        about=outcome.ranking.about,
         settings=settings,
         consensus=made,
         seconds=seconds,

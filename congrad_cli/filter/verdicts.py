@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError
 from congrad_cli.filter.policy import Decisions
-from congrad_cli.filter.scores import PairScores
+from congrad_cli.filter.ranking import Ranking
 from congrad_cli.records.record import Record, Rejected
 from congrad_cli.store import GradientStore
 
@@ -29,22 +28,19 @@ def as_json(entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was decided: of the store's pairs [N], and of the data's rows without a sketch.
+    """What the store's pairs were ranked by, what was decided, and the rows without a sketch."""
 
-    ``silent`` [N] are pairs of weight 0, whose score is that of their sketch.
-    """
-
-    scores: PairScores
+    ranking: Ranking
     decisions: Decisions
-    silent: NDArray[np.bool_]
     skipped: dict[int, str]
 
 
 class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
-    def __init__(self, store: GradientStore, outcome: Outcome) -> None:
+    def __init__(self, store: GradientStore, outcome: Outcome, rank_by: str) -> None:
         self._store, self._outcome = store, outcome
+        self._named = {} if rank_by == "score" else {"rank_by": rank_by}
         self._group = store.column("group")
         self._place = np.full(store.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
@@ -61,16 +57,17 @@ class Verdicts:
         place = self._find(record)
         if place < 0:
             reason = self._outcome.skipped.get(record.row, "not-sketched")
-            return {"score": None, "error": None, "keep": False, "reason": reason}
-        scores, decisions = self._outcome.scores, self._outcome.decisions
-        flags = (decisions.flag[place], ZERO_WEIGHT if self._outcome.silent[place] else "")
+            return {"score": None, "error": None, "keep": False, "reason": reason, **self._named}
+        ranking, decisions = self._outcome.ranking, self._outcome.decisions
+        flags = (decisions.flag[place], ZERO_WEIGHT if ranking.silent[place] else "")
         flag = ",".join(filter(None, flags))
         return {
             "group": self._store.groups[self._group[place]],
-            "score": number(scores.score[place]),
-            "error": number(scores.error[place]),
+            "score": number(ranking.scores.score[place]),
+            "error": number(ranking.scores.error[place]),
             "keep": bool(decisions.keep[place]),
             "reason": decisions.reason[place],
+            **self._named,
             **({"flag": flag} if flag else {}),
         }
 
