@@ -296,6 +296,11 @@ Dropped = Annotated[
 Scores = Annotated[
     Path | None, typer.Option(help="Write one JSON object per pair here: score and reason.")
 ]
+Annotate = Annotated[
+    bool,
+    typer.Option("--annotate",
+                 help='Add "congrad": {"score": ..., "keep": ..., ...} to every record written.'),
+]
 SummaryFile = Annotated[
     Path | None,
     typer.Option("--summary", metavar="FILE",

@@ -124,6 +124,7 @@ class FilterSettings:
     dropped: Path | None = None
     scores: Path | None = None
     summary: Path | None = None
+    annotate: bool = False  # kept and dropped records say what was decided
     max_drop_rate: float | None = None  # of the sketched pairs; above it, exit code 6
     min_per_group: int | None = None
 

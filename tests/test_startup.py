@@ -46,7 +46,7 @@ OPTIONS = {
         "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
         "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
-        "--max-drop-rate", "--min-per-group", "--quiet", "-q",
+        "--annotate", "--max-drop-rate", "--min-per-group", "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }

@@ -27,6 +27,7 @@ def filter_pairs(
     output: options.Output = None,
     dropped: options.Dropped = None,
     scores: options.Scores = None,
+    annotate: options.Annotate = False,
     summary_file: options.SummaryFile = None,
     as_json: options.SummaryAsJson = False,
     max_drop_rate: options.MaxDropRate = None,
@@ -50,7 +51,8 @@ def filter_pairs(
         loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
-        summary=summary_file, max_drop_rate=max_drop_rate, min_per_group=min_per_group,
+        annotate=annotate, summary=summary_file, max_drop_rate=max_drop_rate,
+        min_per_group=min_per_group,
     )  # fmt: skip
     from congrad_cli.filter.gates import require_gates
     from congrad_cli.filter.run import check_settings, run

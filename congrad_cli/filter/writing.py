@@ -10,6 +10,7 @@ from typing import BinaryIO
 import jsonlines
 
 from congrad_cli.errors import StoreError, UsageError
+from congrad_cli.filter.annotate import annotate
 from congrad_cli.filter.verdicts import Verdicts, as_json
 from congrad_cli.outputs import check_output, is_special, pour, whole_file
 from congrad_cli.records.containers import container
@@ -41,7 +42,8 @@ def write_outputs(
         count = 0
         for record in read_records(files, store.index.fields, grouped=False):
             entry = verdicts.entry(record)
-            (kept if entry["keep"] else dropped).write(record.raw)
+            raw = annotate(record, entry) if settings.annotate else record.raw
+            (kept if entry["keep"] else dropped).write(raw)
             entries.write(entry)
             count += 1
         if count != store.rows:
