@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from synthetic import random_rows
 
 from congrad_cli.consensus import run as consensus
 from congrad_cli.errors import UsageError
+from congrad_cli.filter import policy
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.policy import check_rule, decide
 from congrad_cli.filter.quotas import group_quotas, read_quotas
@@ -207,3 +209,13 @@ def test_the_command_takes_all_of_them(forked_congrad, store, tmp_path):
     done = forked_congrad("filter", store, "--confidence", "2", "-q")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") > 20
+
+
+def test_every_reason_and_flag_is_in_the_readme():
+    """They are read by scripts, so they are listed."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    names = [value for name, value in vars(policy).items()
+             if name.isupper() and isinstance(value, str)]
+    assert "beyond-quota" in names
+    assert "keep-at-least" in names
+    assert all(f"`{name}`" in readme for name in names if name != "kept")
