@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
     from congrad_cli.demo import DemoResult
-    from congrad_cli.filter.run import FilterSummary
+    from congrad_cli.filter.summary import FilterSummary
     from congrad_cli.sketch.dry_run import DryRun
 
 OPEN_WIDTH = 400
@@ -265,12 +265,16 @@ def _show_conflicts(summary: "ConsensusSummary") -> None:
 
 def show_filter(summary: "FilterSummary") -> None:
     """Per group: pairs, kept, median score; then why pairs were dropped."""
+    ranked = summary.settings.rank_by
+    title = "filter" if ranked == "score" else f"filter by {ranked}: {summary.about}"
     table(
-        "filter",
-        ("group", "pairs", "kept", "share", "median score"),
+        title,
+        ("group", "pairs", "kept", "share",
+         "median score" if ranked == "score" else f"median {ranked}"),
         [
             (name, f"{pairs:,}", f"{kept:,}", f"{kept / pairs:.0%}" if pairs else "-",
-             "-" if math.isnan(median) else f"{median:+.3f}")
+             "-" if math.isnan(median) else f"{median:+.3f}" if "score" in ranked
+             else f"{median:.4g}")
             for name, pairs, kept, median in zip(
                 summary.names, summary.pairs, summary.kept, summary.median, strict=True)
         ],

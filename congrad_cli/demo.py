@@ -13,6 +13,7 @@ import numpy as np
 from congrad_cli.consensus import run as consensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
+from congrad_cli.filter.summary import FilterSummary
 from congrad_cli.progress import Progress
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings, SketchSettings
@@ -23,7 +24,7 @@ from congrad_cli.sketch.index import index_data
 class DemoResult:
     """What the demo shows."""
 
-    filter: filtering.FilterSummary
+    filter: FilterSummary
     best: dict[str, Any]
     worst: dict[str, Any]
     planted: int
@@ -65,7 +66,7 @@ def run(pairs: int, threads: int, progress: Progress) -> DemoResult:
 
 
 def _result(
-    kept: filtering.FilterSummary,
+    kept: FilterSummary,
     entries: list[dict[str, Any]],
     records: list[dict[str, Any]],
 ) -> DemoResult:

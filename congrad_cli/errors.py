@@ -42,6 +42,12 @@ class NumericsError(CongradError):
     exit_code = 5
 
 
+class GateError(CongradError):
+    """What was asked of the result does not hold; all output has been written."""
+
+    exit_code = 6
+
+
 class ResourceError(CongradError):
     """The machine has no more disk or memory for it."""
 

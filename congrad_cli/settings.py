@@ -15,6 +15,8 @@ FORMAT = 2
 ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4")}
 """``--row-size``: the numbers of a sketch and their code that are best for so many bytes a pair."""
 
+RANKINGS = ("score", "mean-score", "margin", "norm", "random")
+
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
 
 METHODS = ("pcgrad", "mean", "mgda", "upgrad", "dualproj", "cagrad", "imtl-g", "aligned-mtl",
@@ -112,10 +114,15 @@ class ConsensusSettings:
 class FilterSettings:
     """Options of ``congrad filter``: one rule, for all pairs or inside each group."""
 
+    rank_by: str = "score"  # one of RANKINGS
+    seed: int | None = None  # of "random"; None: 0
     min_score: float | None = None
     keep_ratio: float | None = None
     keep: int | None = None
+    quotas: Path | None = None  # a JSON object: group -> number, or share below 1
     per_group: bool = False
+    keep_at_least: int | None = None
+    confidence: float | None = None  # in standard errors of the score
     leave_one_out: bool = True
     allow_partial: bool = False
     loss: str | None = None  # None, here and below: the consensus' own
@@ -127,6 +134,10 @@ class FilterSettings:
     output: Path | None = None
     dropped: Path | None = None
     scores: Path | None = None
+    summary: Path | None = None
+    annotate: bool = False  # kept and dropped records say what was decided
+    max_drop_rate: float | None = None  # of the sketched pairs; above it, exit code 6
+    min_per_group: int | None = None
 
 
 def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:

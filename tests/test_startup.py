@@ -42,10 +42,12 @@ OPTIONS = {
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {
-        "STORE", "--min-score", "--keep-ratio", "--keep", "--per-group", "--leave-one-out",
-        "--no-leave-one-out", "--loss", "--beta", "--length-penalty", "--label-smoothing",
-        "--allow-partial", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
-        "--quiet", "-q",
+        "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
+        "--per-group",
+        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
+        "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
+        "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
+        "--annotate", "--max-drop-rate", "--min-per-group", "--quiet", "-q",
     },
     "show": {"STORE", "--json"},
     "verify": {

@@ -1,15 +1,21 @@
 """``congrad filter``: options -> settings, and kept lines on stdout."""
 
 from congrad_cli import arguments, console, options
-from congrad_cli.settings import FilterSettings
+from congrad_cli.errors import UsageError
+from congrad_cli.settings import RANKINGS, FilterSettings
 
 
 def filter_pairs(
     store: options.StoreArgument = None,
+    rank_by: options.RankBy = "score",
+    seed: options.RankSeed = None,
     min_score: options.MinScore = None,
     keep_ratio: options.KeepRatio = None,
     keep: options.Keep = None,
+    quotas: options.QuotasFile = None,
     per_group: options.PerGroup = False,
+    keep_at_least: options.KeepAtLeast = None,
+    confidence: options.Confidence = None,
     leave_one_out: options.LeaveOneOut = True,
     loss: options.FilterLoss = None,
     beta: options.FilterBeta = None,
@@ -21,26 +27,44 @@ def filter_pairs(
     output: options.Output = None,
     dropped: options.Dropped = None,
     scores: options.Scores = None,
+    annotate: options.Annotate = False,
+    summary_file: options.SummaryFile = None,
+    as_json: options.SummaryAsJson = False,
+    max_drop_rate: options.MaxDropRate = None,
+    min_per_group: options.MinPerGroup = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()
     if output is not None and str(output) in ("-", "/dev/stdout"):
         output = None  # file descriptor 1 is stderr by now
+    if as_json and output is None:
+        raise UsageError("--json: stdout has the kept lines.",
+                         "pass --output FILE as well, or write the object with --summary FILE")
     arguments.check_loss(loss, length_penalty)
+    arguments.one_of("--rank-by", rank_by, RANKINGS)
     settings = FilterSettings(
-        min_score=min_score, keep_ratio=keep_ratio, keep=keep, per_group=per_group,
+        rank_by=rank_by, seed=seed,
+        min_score=min_score, keep_ratio=keep_ratio, keep=keep, quotas=quotas,
+        per_group=per_group, keep_at_least=keep_at_least, confidence=confidence,
         leave_one_out=leave_one_out, allow_partial=allow_partial,
         loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
+        annotate=annotate, summary=summary_file, max_drop_rate=max_drop_rate,
+        min_per_group=min_per_group,
     )  # fmt: skip
-    from congrad_cli.filter.policy import check_rule
+    from congrad_cli.filter.gates import require_gates
+    from congrad_cli.filter.run import check_settings, run
 
-    check_rule(settings)
+    check_settings(settings)
     path = arguments.store_from(store)
-    from congrad_cli.filter.run import run
-
     summary = run(path, settings, out, console.TerminalProgress(quiet))
     if not quiet:
         console.show_filter(summary)
+    if as_json:
+        from congrad_cli.filter.verdicts import as_json as to_text
+
+        out.write(to_text(summary.to_json()).encode() + b"\n")
+        out.flush()
+    require_gates(summary.gates)

@@ -1,0 +1,114 @@
+"""What pairs are ranked by: the score, or one of the baselines that it is compared with."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from congrad_cli.direction import Consensus
+from congrad_cli.errors import UsageError
+from congrad_cli.filter.policy import by_score
+from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
+from congrad_cli.settings import ConsensusSettings, FilterSettings
+from congrad_cli.store import GradientStore
+from congrad_cli.weights import Floats, pair_margins, pair_terms
+
+COSINES = ("score", "mean-score")
+LOSS_OPTIONS = ("loss", "beta", "length_penalty", "label_smoothing")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What is compared, [N], the higher the better; baselines that are no cosine have no errors.
+
+    ``silent`` [N] are pairs that the loss weighs by 0, where the loss matters; ``about`` says
+    what the numbers are.
+    """
+
+    scores: PairScores
+    silent: NDArray[np.bool_]
+    about: str
+
+
+def check_ranking(settings: FilterSettings) -> None:
+    """Raise :class:`UsageError` for options that this ranking cannot use."""
+    name = settings.rank_by
+    if settings.seed is not None and name != "random":
+        raise UsageError("--seed does nothing without --rank-by random.")
+    if name in COSINES:
+        return
+    if by_score(settings) and settings.min_score is None:
+        raise UsageError(f"--rank-by {name} has no threshold of its own.",
+                         "give --keep-ratio, --keep, --quotas or --min-score with it")
+    unused = {"confidence": settings.confidence is not None,
+              "no_leave_one_out": not settings.leave_one_out}
+    if name != "norm":
+        unused |= {option: getattr(settings, option) is not None for option in LOSS_OPTIONS}
+    for option, given in unused.items():
+        if given:
+            raise UsageError(
+                f"--{option.replace('_', '-')} does nothing with --rank-by {name}.")
+
+
+def rank_pairs(
+    store: GradientStore, consensus: Consensus, made: ConsensusSettings, settings: FilterSettings
+) -> Ranking:
+    """The numbers that the rules apply to; ``made`` are the settings of the consensus."""
+    if settings.rank_by == "margin":
+        return _plain(*_margins(store))
+    if settings.rank_by == "random":
+        seed = settings.seed or 0
+        return _plain(random_values(store.column("digest"), seed), f"random numbers of seed {seed}")
+    terms = pair_terms(store, made)
+    weight = pair_terms(store, _own_loss(made, settings)).weight
+    if settings.rank_by == "norm":
+        norm = np.abs(weight) * store.column("norm")
+        return replace(_plain(0.0 - norm, "minus the norm of the loss gradient"),
+                       silent=weight == 0)
+    about = "cosine with the consensus"
+    if settings.rank_by == "mean-score":
+        consensus, about = plain_mean(consensus), "cosine with the plain mean of the groups"
+    scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
+    others = " of the other pairs" if settings.leave_one_out else ""
+    return Ranking(turn_scores(scores, terms.weight, weight), weight == 0, about + others)
+
+
+def plain_mean(consensus: Consensus) -> Consensus:
+    """The mean of the same group gradients, no conflict removed."""
+    count = len(consensus.coefficients)
+    share = np.full(count, 1.0 / count)
+    return replace(consensus, direction=share @ consensus.gradients, coefficients=share)
+
+
+def random_values(digest: NDArray[np.uint8], seed: int) -> Floats:
+    """A number from 0 to 1 for every digest [N, 16], [N].
+
+    It hangs on the pair and the seed alone: not on the order of the data, nor on other pairs.
+    """
+    salt = f"{seed}:".encode()
+    return np.array([
+        int.from_bytes(hashlib.sha256(salt + one.tobytes()).digest()[:8]) / 2**64
+        for one in digest
+    ], np.float64)  # fmt: skip
+
+
+def _margins(store: GradientStore) -> tuple[Floats, str]:
+    """Delta_i with a reference in the store, else lw - ll; answers weighted as in the sketch."""
+    if store.has("ref_logp"):
+        return pair_margins(store), "log-probability margin, the reference's subtracted"
+    logp = store.column("weighted_logp" if store.has("weighted_logp") else "logp")
+    margin = logp[:, 0].astype(np.float64) - logp[:, 1]
+    return margin, "log-probability margin of the policy alone (no reference in the store)"
+
+
+def _plain(value: Floats, about: str) -> Ranking:
+    """Numbers without errors, on which no loss has a say."""
+    nothing = np.full(len(value), np.nan)
+    return Ranking(PairScores(value, nothing), np.zeros(len(value), bool), about)
+
+
+def _own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSettings:
+    """The consensus' settings with the loss that the pairs are scored by."""
+    given = {name: getattr(settings, name) for name in LOSS_OPTIONS}
+    return replace(made, **{name: value for name, value in given.items() if value is not None})
