@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from congrad_cli.claims import temporary_name
 from congrad_cli.errors import StoreError
 from congrad_cli.store_index import read_index
 
@@ -15,7 +16,8 @@ _NAMES = {"shards", "skipped", "source", "consensus", "locks", "quarantine",
 _FILES = (
     "projection.safetensors", "index.safetensors", ".*.safetensors.*.tmp", ".store.json.*.tmp",
     "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
-    "skipped/.*.tmp", "source/stdin-*.jsonl", "consensus/*.safetensors", "quarantine/*",
+    "skipped/.*.tmp", "source/stdin-*.jsonl", "source/.*.tmp", "consensus/*.safetensors",
+    "quarantine/*",
 )  # fmt: skip
 _COPY_BYTES = 1 << 20
 
@@ -28,7 +30,7 @@ def check_directory(path: Path) -> None:
         raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
     if not path.exists() or (path / "store.json").exists():
         return
-    if any(item.name not in _NAMES for item in path.iterdir()):
+    if any(item.name not in _NAMES and not item.match(".*.tmp") for item in path.iterdir()):
         raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
 
 
@@ -51,7 +53,7 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     folder = path / "source"
     folder.mkdir(parents=True, exist_ok=True)
     before = _spools(path)
-    temporary = folder / f".stdin.{os.getpid()}.tmp"
+    temporary = temporary_name(folder / "stdin")
     digest = hashlib.sha256()
     try:
         with temporary.open("xb") as target:

@@ -32,7 +32,7 @@ from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, read_header, shard_columns
 from congrad_cli.progress import Progress
 from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of_each, read_index
-from congrad_cli.tensors import Arrays, map_arrays
+from congrad_cli.tensors import Arrays, check_sums, map_arrays
 
 OPEN_FILES = 4
 REPAIR = "congrad verify STORE --repair sets it aside; sketch then makes its rows again"
@@ -224,6 +224,7 @@ def open_shard(path: Path, header: StoreHeader) -> Arrays:
             raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")
     coded = header.codec.columns()
     small = {name: np.array(arrays[name]) for name in columns if name not in coded}
+    check_sums(path, small, metadata, REPAIR)
     for name in ("norm", "logp", *header.optional):
         if not np.isfinite(small[name]).all():
             raise StoreError(f"{path}: '{name}' holds a number that is not finite.", REPAIR)
