@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torturing
@@ -56,3 +57,14 @@ def check_store(store):
         else:
             assert A_STORES_FILES.fullmatch(name), "no lock, no temporary file"
             assert mode == 0o666 & ~torturing.UMASK
+
+
+def test_a_killed_sketch_ends_with_the_rows_of_one_that_was_left_alone(tmp_path):
+    """``tests/benchmarks/torture.py`` checks the rows; with ``--kills 100`` it takes minutes."""
+    program = Path(__file__).parent / "benchmarks" / "torture.py"
+    done = subprocess.run(
+        [sys.executable, program, "--kills", "5", "--pairs", "24"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"killed ([5-9]|\d\d+) processes of 2 ranks .* rows identical", done.stdout)

@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from synthetic import columns, digests_of, header, index_of, unit_rows
+from synthetic import columns, header, index_of, unit_rows
 
 from congrad_cli.locks import RankLock, remove_leftovers
 from congrad_cli.store import GradientStore
@@ -30,7 +32,7 @@ UMASK = 0o027
 HEADER = header(DIM)
 INDEX = index_of(["en", "de"] * (ROWS // 2))
 ALIVE = 0.02
-"""Seconds that a process lives at most, at first; each kill adds a tenth."""
+"""Seconds that a process lives at most, at first."""
 
 
 def contents(digests: np.ndarray) -> Arrays:
@@ -96,14 +98,14 @@ def slow_down() -> None:
         setattr(Path, name, slow(getattr(Path, name)))
 
 
-def fork(task: Callable[..., None], *args) -> int:
+def fork(task: Callable[[], None]) -> int:
     """A process that does this; exit code 1 and a traceback where it fails."""
     pid = os.fork()
     if pid:
         return pid
     try:
         random.seed(os.getpid())
-        task(*args)
+        task()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -113,48 +115,51 @@ def fork(task: Callable[..., None], *args) -> int:
 
 @dataclass
 class Rank:
-    """One rank's processes, one after the other."""
+    """One rank's processes, one after the other: each does ``task``, and may be killed."""
 
-    store: Path
-    number: int
+    task: Callable[[], None]
     chance: random.Random
+    longest: float  # seconds that the first lives at most; each kill adds a tenth
     kills: int = 0
-    pid: int = 0
-    end: float = field(default=0.0)
     done: bool = False
+    _pid: int = 0
+    _end: float = 0.0
 
     def step(self) -> None:
-        """Start it, look after it, or kill it."""
+        """Start a process, look after it, or kill it."""
         if self.done:
             return
-        if not self.pid:
-            longest = ALIVE * (1 + self.kills / 10)
-            self.end = time.monotonic() + self.chance.random() * longest
-            self.pid = fork(work, self.store, self.number)
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not self._pid:
+            longest = self.longest * (1 + self.kills / 10)
+            self._end = time.monotonic() + self.chance.random() * longest
+            self._pid = fork(self.task)
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid and time.monotonic() > self._end:
+            os.kill(self._pid, signal.SIGKILL)
+            pid, status = os.waitpid(self._pid, 0)
         if pid:
-            self.done, self.pid = True, 0
-            assert status == 0, f"rank {self.number}: {status}"
-        elif time.monotonic() > self.end:
-            os.kill(self.pid, signal.SIGKILL)
-            status = os.waitpid(self.pid, 0)[1]
-            killed = os.WIFSIGNALED(status)
-            assert killed or status == 0, f"rank {self.number}: {status}"
-            self.done, self.pid, self.kills = not killed, 0, self.kills + killed
+            assert status in (0, signal.SIGKILL), f"a rank's process ended with {status}"
+            self.done, self._pid, self.kills = not status, 0, self.kills + bool(status)
 
 
-def torture(store: Path, chance: random.Random) -> int:
-    """Fill one store; returns how many processes were killed on the way."""
-    end = store.with_suffix(".end")
-    reader = fork(read, store, end)
-    ranks = [Rank(store, number, chance) for number in range(WORLD)]
+def torture(tasks: list[Callable[[], None]], chance: random.Random, longest: float) -> int:
+    """Do all tasks at once, however often they are killed; returns how often they were."""
+    ranks = [Rank(task, chance, longest) for task in tasks]
     while not all(rank.done for rank in ranks):
         for rank in ranks:
             rank.step()
         time.sleep(0.0005)
-    end.touch()
-    assert os.waitpid(reader, 0)[1] == 0, "the reader"
     return sum(rank.kills for rank in ranks)
+
+
+@contextmanager
+def reader(task: Callable[[Path, Path], None], store: Path) -> Iterator[None]:
+    """Within it a process runs ``task(store, end)``, which returns when the file ``end`` is."""
+    end = store.with_suffix(".end")
+    pid = fork(partial(task, store, end))
+    yield
+    end.touch()
+    assert os.waitpid(pid, 0)[1] == 0, "the reader"
 
 
 def main() -> None:
@@ -165,11 +170,12 @@ def main() -> None:
     slow_down()
     chance, kills, rounds = random.Random(seed), 0, 0
     while kills < wanted:
-        kills += torture(folder / str(rounds), chance)
+        store = folder / str(rounds)
+        with reader(read, store):
+            kills += torture([partial(work, store, rank) for rank in range(WORLD)], chance, ALIVE)
         rounds += 1
     print(f"killed {kills} in {rounds} rounds", flush=True)
 
 
 if __name__ == "__main__":
-    assert (INDEX.digest == digests_of(ROWS)).all()
     main()
