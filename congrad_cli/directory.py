@@ -1,6 +1,7 @@
 """The folder a store lives in: may it be used, may it be replaced, where does piped data go."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from congrad_cli.claims import temporary_name
-from congrad_cli.errors import StoreError
+from congrad_cli.errors import ResourceError, StoreError
 from congrad_cli.store_index import read_index
 
 _NAMES = {"shards", "skipped", "source", "consensus", "locks", "quarantine",
@@ -64,6 +65,13 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
             os.fsync(target.fileno())
         file = folder / f"stdin-{digest.hexdigest()[:16]}.jsonl"
         temporary.replace(file)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"no space left for the piped data, which is kept in {folder}.",
+            "free space, or write the data to a file elsewhere and name that",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     try:

@@ -214,14 +214,17 @@ def shard_files(path: Path) -> list[Path]:
 
 def open_shard(path: Path, header: StoreHeader) -> Arrays:
     """A shard's columns without its rows, checked against the header and for sense."""
-    arrays, metadata = map_arrays(path)
+    try:
+        arrays, metadata = map_arrays(path)
+    except StoreError as error:
+        raise StoreError(error.message, REPAIR) from error
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
     columns = shard_columns(header)
     count = len(arrays["norm"]) if "norm" in arrays else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
-            raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")
+            raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.", REPAIR)
     coded = header.codec.columns()
     small = {name: np.array(arrays[name]) for name in columns if name not in coded}
     check_sums(path, small, metadata, REPAIR)

@@ -1,4 +1,4 @@
-"""``congrad`` with other constants, for small data: ``python patched.py NAME=NUMBER ... -- ARGS``."""
+"""``congrad`` with other constants: ``python patched.py NAME=NUMBER ... -- ARGS``."""
 
 import importlib
 import sys

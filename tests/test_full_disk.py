@@ -1,6 +1,7 @@
 """A disk that runs full costs the rows that no longer fit; with room the same command goes on."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import on_full_disk
 import pytest
 from synthetic import columns, random_rows
 
+from congrad_cli.directory import piped_data
+from congrad_cli.errors import ResourceError
 from congrad_cli.store import GradientStore, read_entries, shard_files
 from congrad_cli.store_index import read_index
 from congrad_cli.tensors import map_arrays
@@ -79,3 +82,15 @@ def test_rows_that_did_not_fit_are_written_once_when_there_is_room(make_store, m
     found = GradientStore.open(path)
     assert (found.row.tolist(), found.skipped()) == ([0, 1, 2], {3: "no-room"})
     assert not list(path.rglob(".*"))
+
+
+def test_no_room_for_piped_data_is_said_to_be_that(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="no space left for the piped data"), piped_data(
+        tmp_path, io.BytesIO(b"data\n")
+    ):
+        pass
+    assert not list(tmp_path.rglob("*stdin*"))

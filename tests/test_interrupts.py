@@ -116,9 +116,8 @@ def test_a_batch_that_takes_longer_than_the_grace_is_given_up(
 
 @pytest.mark.parametrize(
     ("number", "code", "stage"),
-    [(signal.SIGTERM, 143, "reading"), (signal.SIGINT, 130, "reading"),
-     (signal.SIGTERM, 143, "loading"), (signal.SIGINT, 130, "loading")],
-)  # fmt: skip
+    [(signal.SIGTERM, 143, "reading"), (signal.SIGINT, 130, "loading")],
+)
 def test_a_signal_before_the_first_pair_ends_it_quietly(
     number, code, stage, arguments, tmp_path
 ):

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import patched
 import preloaded
@@ -32,6 +31,7 @@ from congrad_cli.header import read_header
 from congrad_cli.store import GradientStore, open_shard, shard_files, stored_digests
 from congrad_cli.tensors import map_arrays
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = ("--dim", "512", "--width", "8", "--leading", "2", "--store-dtype", "float16",
            "--batch-tokens", "100", "--threads", "1")  # fmt: skip
 
