@@ -113,6 +113,23 @@ class Codec:
         blocks = numbers.reshape(count, self.width, self.dim // self.width)
         return np.asarray(blocks * scale[:, :, None], np.float32).reshape(count, self.dim)
 
+    def squares(self, arrays: Arrays) -> NDArray[np.float64]:
+        """|x^|^2 of every decoded row, [n], mostly without decoding it."""
+        coded, size = arrays["direction"], self.dim // self.width  # W
+        if self.name == "float16" or (self.name == "int4" and size % 2):  # a byte of two blocks
+            rows = self.decode(arrays)
+            return np.asarray(np.vecdot(rows, rows), np.float64)
+        scale = arrays["scale"].astype(np.float64)
+        if self.name == "int8":
+            rows = coded.astype(np.float32)
+            return np.asarray(np.vecdot(rows, rows) * scale**2, np.float64)
+        sums = np.full((len(coded), self.width), size, np.float64)  # of signs, all squares are 1
+        if self.name == "int4":
+            byte = np.vecdot(self._table(), self._table())  # [256]
+            found = np.take(byte, coded).reshape(len(coded), self.width, -1)
+            sums = (found @ np.ones(size // 2, np.float32)).astype(np.float64)
+        return np.asarray(np.vecdot(sums, scale**2), np.float64)
+
     @property
     def _per_byte(self) -> int:
         return 2 if self.name == "int4" else 8

@@ -1,5 +1,6 @@
 """The terminal: stdout is kept for data alone; messages, progress and tables go to stderr."""
 
+import json
 import math
 import os
 import re
@@ -8,7 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
@@ -37,21 +39,34 @@ def reserve_stdout() -> BinaryIO:
     return data
 
 
+def print_path(path: Path, out: BinaryIO) -> None:
+    """The one line that goes to stdout; any bytes that a path can have."""
+    out.write(os.fsencode(path) + b"\n")
+    out.flush()
+
+
+def print_json(value: dict[str, Any], out: BinaryIO) -> None:
+    """One JSON object on stdout."""
+    text = json.dumps(value, ensure_ascii=False)
+    out.write(text.encode(errors="backslashreplace") + b"\n")  # names need not be UTF-8
+    out.flush()
+
+
 def say(kind: str, message: str, *hints: str) -> None:
     """One message on stderr: ``congrad: KIND: message`` and indented hints."""
-    lines = [f"congrad: {kind}: {_one_line(message)}", *(f"  {_one_line(hint)}" for hint in hints)]
+    lines = [f"congrad: {kind}: {one_line(message)}", *(f"  {one_line(hint)}" for hint in hints)]
     sys.stderr.write("\n".join(lines).encode("utf-8", "replace").decode("utf-8") + "\n")
     sys.stderr.flush()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text that may come from data: no control character of it reaches the terminal."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-def on_terminal() -> bool:
-    """Whether a person watches stderr."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+def on_terminal(stream: IO[Any] | None = None) -> bool:
+    """Whether a person watches the stream; stderr, where none is named."""
+    return (stream or sys.stderr).isatty() and os.environ.get("TERM") != "dumb"
 
 
 class TerminalProgress:
@@ -135,7 +150,7 @@ class TerminalProgress:
     def note(self, message: str, kind: str = "") -> None:
         """Show the first few notes of a kind; all are counted."""
         if self._may_show(f"note {kind}") and not self._quiet:
-            sys.stderr.write(f"congrad: {_one_line(message)}\n")
+            sys.stderr.write(f"congrad: {one_line(message)}\n")
             sys.stderr.flush()
 
     def warn(self, message: str, kind: str = "") -> None:
@@ -164,23 +179,32 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(count: int, what: str) -> str:
+    """Such as "1 pair" or "2 pairs"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], padding: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    padding: int = 1,
+    stream: IO[str] | None = None,
 ) -> None:
-    """A table on stderr: the first column to the left, numbers to the right."""
+    """A table on stderr, or on ``stream``: the first column to the left, numbers to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    person = on_terminal()
+    person = on_terminal(stream)
     grid = Table(box=box.SIMPLE_HEAD if person else None, padding=(0, padding))
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(one_line, row))
     # off a terminal nobody can scroll sideways: lines are as wide as they need to be
     width = None if person else OPEN_WIDTH
-    target = Console(stderr=True, width=width, highlight=False, markup=False)
+    target = Console(file=stream or sys.stderr, width=width, highlight=False, markup=False)
     target.print(title, style="bold" if person else None)  # a table's own title wraps to its width
     target.print(grid)
 
@@ -261,9 +285,9 @@ def show_dry_run(report: "DryRun") -> None:
         share = f"{group.truncated / group.pairs:.1%}" if group.pairs else "-"
         rows.append((group.name, f"{group.pairs:,}", f"{sum(group.skipped.values()):,}", share,
                      *middle, *lengths))
-    table("dry run (tokens: medians of prompt, chosen and rejected; the shared row)",
-          ("group", "pairs", "skipped", "truncated", "prompt", "chosen", "rejected", "row", "95 %",
-           "longest"), rows)
+    table("dry run (out: left out, cut: truncated; tokens: medians, and of rows 95 % and the most)",
+          ("group", "pairs", "out", "cut", "prompt", "chosen", "rejected", "row", "95 %", "max"),
+          rows)
     reasons = ", ".join(f"{code} {count:,}" for code, count in report.left_out.items())
     say("dry run", f"{tokens.overall.pairs:,} of {report.index.rows:,} records would be sketched, "
         f"{tokens.overall.tokens:,} tokens in all; the store would take "

@@ -41,7 +41,7 @@ def write_consensus(
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
         "settings": asdict(settings),
-        "pairs": _pairs_digest(store),
+        "pairs": pairs_digest(store),
     }
     data = pack_arrays(vars(consensus), metadata)
     replace_file(consensus_file(path, settings.name), data)
@@ -69,7 +69,7 @@ def read_consensus(
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")
     if metadata.get("fingerprint") != store.header.fingerprint:
         raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
-    if metadata.get("pairs") != _pairs_digest(store):
+    if metadata.get("pairs") != pairs_digest(store):
         raise StoreError(
             f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
         )
@@ -89,7 +89,7 @@ def _check_kinds(settings: ConsensusSettings) -> None:
             raise TypeError(f"{item.name} is {value!r}")
 
 
-def _pairs_digest(store: GradientStore) -> str:
+def pairs_digest(store: GradientStore) -> str:
     """Names the pairs, their order and their groups."""
     content = hashlib.sha256(store.column("digest").tobytes() + store.column("group").tobytes())
     content.update("\0".join(store.groups).encode(errors="surrogatepass"))

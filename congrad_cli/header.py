@@ -120,6 +120,8 @@ def read_header(path: Path) -> StoreHeader:
     """``store.json`` of the store at ``path``."""
     file = path / "store.json"
     try:
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError
         return StoreHeader.from_json(file.read_bytes(), file)
     except (OSError, ValueError) as error:  # ValueError: what came from the pipe is no path
         raise StoreError(
@@ -128,7 +130,9 @@ def read_header(path: Path) -> StoreHeader:
         ) from error
 
 
-def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
+def check_same(
+    path: Path, stored: StoreHeader, wanted: StoreHeader, cure: str = OTHER_STORE
+) -> None:
     """Raise :class:`StoreError` naming which part of the fingerprint differs."""
     for part, what in (("model", "another model"), ("settings", "other settings")):
         before, now = stored.fingerprint.get(part), wanted.fingerprint.get(part)
@@ -137,7 +141,7 @@ def check_same(path: Path, stored: StoreHeader, wanted: StoreHeader) -> None:
                 f"{path} was made with {what}.",
                 f"store: {_difference(before, now)}",
                 f"now:   {_difference(now, before)}",
-                OTHER_STORE,
+                cure,
             )
 
 

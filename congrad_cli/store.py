@@ -11,6 +11,7 @@
       skipped/input.jsonl             records of it that are no usable pairs: row, code, message
       source/stdin-DIGEST.jsonl       only where the data came from a pipe
       consensus/NAME.safetensors      what ``congrad consensus`` found
+      quarantine/                     damaged files that ``congrad verify --repair`` set aside
 
 A shard becomes visible whole or not at all: its bytes are built in memory, written to an
 exclusive temporary file, fsynced, linked to the final name, and the directory is fsynced.
@@ -35,6 +36,8 @@ from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of
 from congrad_cli.tensors import Arrays, check_sums, map_arrays
 
 OPEN_FILES = 4
+LONGEST_ENTRY = 1 << 20
+"""So many bytes of a line of ``skipped/`` are read at a time; what is longer is no entry."""
 REPAIR = "congrad verify STORE --repair sets it aside; sketch then makes its rows again"
 
 
@@ -122,6 +125,10 @@ class GradientStore:
                 group=self.index.group[row],
             )
 
+    def directions(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The decoded rows of some of the pairs, which ``places`` [n] counts in row order."""
+        return self._decode(self._at[places])
+
     def _decode(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         codec = self.header.codec
         arrays = {name: self._gather(name, places) for name in codec.columns()}
@@ -199,12 +206,21 @@ def stored_digests(shards: Sequence[Arrays]) -> NDArray[np.uint8]:
 def read_entries(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of the lists in ``skipped/`` that are entries."""
     for file in sorted(folder.glob("*.jsonl")):
-        with file.open("rb") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError, RecursionError):
-                    entry = json.loads(line)
-                    if isinstance(entry, dict) and isinstance(entry.get("code"), str):
-                        yield entry | {"code": sys.intern(entry["code"])}
+        if file.is_file():
+            with file.open("rb") as lines:
+                while line := lines.readline(LONGEST_ENTRY):
+                    entry = parse_entry(line)
+                    if entry is not None:
+                        yield entry
+
+
+def parse_entry(line: bytes) -> dict[str, Any] | None:
+    """A line of such a list; None where it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("code"), str):
+            return entry | {"code": sys.intern(entry["code"])}
+    return None
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -221,7 +237,7 @@ def open_shard(path: Path, header: StoreHeader) -> Arrays:
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
     columns = shard_columns(header)
-    count = len(arrays["norm"]) if "norm" in arrays else -1
+    count = arrays["norm"].shape[0] if "norm" in arrays and arrays["norm"].ndim else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
             raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.", REPAIR)

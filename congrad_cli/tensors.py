@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,14 +77,20 @@ def pack_arrays(arrays: Arrays, metadata: Mapping[str, Any]) -> bytes:
     """safetensors bytes of ``arrays``, the same bytes for the same content.
 
     safetensors writes several metadata keys in random order; one key of sorted JSON is stable.
-    The metadata also receives a SHA-256 per tensor.
+    The metadata also receives a SHA-256 per tensor, and one of itself.
     """
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     digests = {name: _sum(array) for name, array in arrays.items()}
-    content = json.dumps({**metadata, "sha256": digests}, sort_keys=True)
+    about = {**metadata, "sha256": digests}
+    content = json.dumps({**about, "digest": digest_of(about)}, sort_keys=True)
     return save(arrays, metadata={"congrad": content})
+
+
+def digest_of(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of metadata, its own digest not among it."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -93,6 +100,8 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     that the file only claims: every extent is checked against the file's length first.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise StoreError(f"{path}: no regular file.")
         # The file is opened once: another may have its name a moment later.
         with path.open("rb") as file:
             length = os.fstat(file.fileno()).st_size

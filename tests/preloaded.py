@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import traceback
@@ -58,12 +59,14 @@ class PreloadedCongrad:
         stdin: bytes = b"",
         cwd: Path | None = None,
         terminal: str | None = None,
+        program: Path | None = None,
         **constants: float,
     ) -> subprocess.CompletedProcess[bytes]:
         """As ``subprocess.run`` with captured output.
 
         With ``terminal``, the name of one, that is the command's stdin and stderr, and it gets its
-        signals. ``constants`` are those of the module ``patched``.
+        signals. ``constants`` are those of the module ``patched``. ``program`` is run instead of
+        ``congrad``: a file of Python.
         """
         if self._server is None:
             self._server = subprocess.Popen(
@@ -76,6 +79,7 @@ class PreloadedCongrad:
             "streams": list(map(str, streams)),
             "cwd": str(cwd or Path.cwd()),
             "terminal": terminal,
+            "program": program and str(program),
             "constants": constants,
         }
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -118,8 +122,11 @@ def _become_congrad(request: dict[str, Any]) -> NoReturn:
         sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115
         os.chdir(request["cwd"])
         patched.patch(request["constants"])
-        sys.argv = ["congrad", *request["args"]]
-        main()
+        sys.argv = [request["program"] or "congrad", *request["args"]]
+        if request["program"]:
+            runpy.run_path(request["program"], run_name="__main__")
+        else:
+            main()
         code = 0
     except SystemExit as error:
         code = error.code or 0

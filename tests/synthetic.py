@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
-from congrad_cli.header import StoreHeader
+from congrad_cli.header import StoreHeader, read_header
 from congrad_cli.records.groups import Grouping
 from congrad_cli.records.reader import language_detector, parse_item, read_records
 from congrad_cli.records.record import DataFile, Item, Record, Rejected
 from congrad_cli.settings import RecordSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.store_index import Source, StoreIndex, write_index
-from congrad_cli.tensors import Arrays
+from congrad_cli.tensors import Arrays, pack_arrays
 from congrad_cli.writer import ShardWriter, create_store
 
 
@@ -171,3 +171,13 @@ def write_store(
         writer.skip(digest, "data.jsonl", row + 1, "no-room", "the prompt alone is too long")
     writer.commit()
     return path
+
+
+def write_projection(path: Path) -> None:
+    """A ``projection.safetensors`` for a store, as ``sketch`` leaves one."""
+    about = read_header(path)
+    data = pack_arrays({"layer": random_rows(4, 2).astype(np.float32)}, {
+        "difference": 0.0, "tolerance": 1e-5, "width": about.width,
+        "fingerprint": about.fingerprint,
+    })  # fmt: skip
+    (path / "projection.safetensors").write_bytes(data)

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import on_full_disk
@@ -20,27 +18,16 @@ from congrad_cli.store_index import read_index
 from congrad_cli.tensors import map_arrays
 from congrad_cli.writer import ShardWriter
 
-MOUNTS = ["unshare", "-rm"]
 
-
-def can_mount(folder):
-    command = [*MOUNTS, "mount", "-t", "tmpfs", "tmpfs", folder]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def test_a_sketch_goes_on_where_a_full_disk_stopped_it(small_pairs, tiny_model, tmp_path):
-    if not can_mount(tmp_path):
-        pytest.skip("no disk can be mounted here: unshare -rm mount is not allowed")
+def test_a_sketch_goes_on_where_a_full_disk_stopped_it(
+    forked_congrad, small_pairs, tiny_model, tmp_path
+):
     disk, data = tmp_path / "disk", tmp_path / "pairs.jsonl"
     disk.mkdir()
     data.write_bytes(small_pairs.read_bytes())
-    done = subprocess.run(
-        [*MOUNTS, sys.executable, on_full_disk.__file__, disk, data, tiny_model],
-        capture_output=True, check=False,
-    )  # fmt: skip
+    done = forked_congrad(disk, data, tiny_model, program=on_full_disk.__file__)
+    if done.returncode == on_full_disk.NO_MOUNTS:
+        pytest.skip("no disk can be mounted here: that needs namespaces of Linux")
     assert done.returncode == 0, done.stderr.decode()
     full, store, again, whole, end = map(json.loads, done.stdout.splitlines())
     assert (full["code"], full["out"]) == (7, "")

@@ -15,9 +15,9 @@ from congrad_cli.consensus import run as consensus
 from congrad_cli.consensus.groups import group_gradients
 from congrad_cli.direction import Consensus
 from congrad_cli.filter import run as filtering
-from congrad_cli.filter.jackknife import jackknife_error
 from congrad_cli.filter.policy import borderline, decide
 from congrad_cli.filter.scores import PairScores, pair_scores
+from congrad_cli.jackknife import jackknife_error
 from congrad_cli.progress import Silent
 from congrad_cli.settings import STORE_DTYPES, ConsensusSettings, FilterSettings
 

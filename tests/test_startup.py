@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import typer.main
-from synthetic import random_rows
+from synthetic import random_rows, write_projection
 
 from congrad_cli.cli import app
 
@@ -46,6 +46,11 @@ OPTIONS = {
         "--allow-partial", "--consensus", "--data", "--output", "-o", "--dropped", "--scores",
         "--quiet", "-q",
     },
+    "show": {"STORE", "--json"},
+    "verify": {
+        "STORE", "--repair", "--quick", "--exact", "--model", "-m", "--revision", "--adapter",
+        "--chat-template", "--device", "--data", "--seed", "--threads", "--json", "--quiet", "-q",
+    },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }
 
@@ -61,7 +66,8 @@ def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     return done, {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("command", [(), ("sketch",), ("consensus",), ("filter",), ("demo",)])
+@pytest.mark.parametrize("command", [
+    (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",)])
 def test_help_imports_nothing_heavy(command):
     """Numbers and models take seconds to import; help must not wait for them."""
     done, imported = modules_after(*command, "--help")
@@ -77,6 +83,15 @@ def test_consensus_and_filter_run_without_torch(make_store):
     done, imported = modules_after("filter", store, "--min-score", "-2")
     assert done.stdout.count("\n") == 6
     assert imported.isdisjoint({"torch", "transformers", "faiss"})
+
+
+def test_show_and_verify_run_without_torch(make_store):
+    store = make_store(random_rows(6, 8))
+    write_projection(store)
+    for command in (("show",), ("show", "--json"), ("verify",), ("verify", "--quick", "--json")):
+        done, imported = modules_after(command[0], store, *command[1:])
+        assert done.stdout
+        assert imported.isdisjoint({"torch", "transformers", "faiss"})
 
 
 def test_help_lists_every_command_with_one_line():

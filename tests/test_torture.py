@@ -59,12 +59,9 @@ def check_store(store):
             assert mode == 0o666 & ~torturing.UMASK
 
 
-def test_a_killed_sketch_ends_with_the_rows_of_one_that_was_left_alone(tmp_path):
+def test_a_killed_sketch_ends_with_the_rows_of_one_that_was_left_alone(forked_congrad):
     """``tests/benchmarks/torture.py`` checks the rows; with ``--kills 100`` it takes minutes."""
     program = Path(__file__).parent / "benchmarks" / "torture.py"
-    done = subprocess.run(
-        [sys.executable, program, "--kills", "5", "--pairs", "24"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.match(r"killed ([5-9]|\d\d+) processes of 2 ranks .* rows identical", done.stdout)
+    done = forked_congrad("--kills", "5", "--pairs", "24", program=program)
+    assert done.returncode == 0, done.stderr.decode()
+    assert re.match(rb"killed ([5-9]|\d\d+) processes of 2 ranks .* rows identical", done.stdout)

@@ -71,9 +71,11 @@ def run(
         pairs=np.bincount(group, minlength=count).tolist(),
         kept=np.bincount(group[decisions.keep], minlength=count).tolist(),
         median=[_median(score[group == label]) for label in range(count)],
-        reasons=dict(
-            Counter([*skipped.values(), *waiting * ["not-sketched"], *(r for r in decisions.reason if r != "kept")])
-        ),
+        reasons=dict(Counter([
+            *skipped.values(),
+            *waiting * ["not-sketched"],
+            *(reason for reason in decisions.reason if reason != "kept"),
+        ])),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
     )
 

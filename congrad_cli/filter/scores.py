@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
-from congrad_cli.filter.jackknife import jackknife_error
+from congrad_cli.jackknife import jackknife_error
 from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats

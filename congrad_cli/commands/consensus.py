@@ -1,0 +1,42 @@
+"""``congrad consensus``: options -> settings, and the store's path on stdout."""
+
+from congrad_cli import arguments, console, options
+from congrad_cli.settings import ConsensusSettings
+
+
+def consensus(
+    store: options.StoreArgument = None,
+    method: options.Method = "pcgrad",
+    orders: options.Orders = 32,
+    seed: options.ConsensusSeed = 0,
+    average: options.Average = "mean",
+    ema_decay: options.EmaDecay = 0.9,
+    ema_batch: options.EmaBatch = 8,
+    pair_norm: options.PairNorm = "raw",
+    loss: options.Loss = "dpo",
+    beta: options.Beta = 0.1,
+    length_penalty: options.LengthPenalty = 0.01,
+    label_smoothing: options.LabelSmoothing = 0.1,
+    name: options.Name = "default",
+    allow_partial: options.AllowPartial = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the direction that is good for every group; print the store's path."""
+    out = console.reserve_stdout()
+    arguments.one_of("--method", method, ("pcgrad", "mean"))
+    arguments.one_of("--average", average, ("mean", "ema"))
+    arguments.one_of("--pair-norm", pair_norm, ("raw", "unit"))
+    arguments.check_loss(loss, length_penalty)
+    path = arguments.store_from(store)
+    settings = ConsensusSettings(
+        method=method, orders=orders, seed=seed, average=average, ema_decay=ema_decay,
+        ema_batch=ema_batch, pair_norm=pair_norm, loss=loss, beta=beta,
+        length_penalty=length_penalty, label_smoothing=label_smoothing,
+        allow_partial=allow_partial, name=name,
+    )  # fmt: skip
+    from congrad_cli.consensus.run import run
+
+    summary = run(path, settings, console.TerminalProgress(quiet))
+    if not quiet:
+        console.show_consensus(summary, method)
+    console.print_path(path, out)

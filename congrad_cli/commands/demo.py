@@ -1,0 +1,20 @@
+"""``congrad demo``: the tour."""
+
+import os
+
+from congrad_cli import console, options
+
+
+def demo(
+    pairs: options.Pairs = 180,
+    threads: options.DemoThreads = 1,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run all three steps on bundled pairs and a bundled model, offline; show what was dropped."""
+    console.reserve_stdout()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    from congrad_cli.demo import run
+
+    result = run(pairs, threads, console.TerminalProgress(quiet))
+    if not quiet:
+        console.show_demo(result)
