@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import patched
-from torturing import fork
+from torturing import congrad, fork
 
-from congrad_cli.cli import main as congrad
 from congrad_cli.store import GradientStore
 
 OPTIONS = ("--dim", "65536", "--width", "8", "--leading", "2", "--store-dtype", "float16",
@@ -41,19 +40,6 @@ def mount(folder: str) -> bool:
         return False
 
 
-def run(arguments: list[str], log: Path) -> None:
-    """The command, in a process of its own."""
-    for number in (1, 2):
-        os.dup2(os.open(log.with_suffix(f".{number}"), os.O_CREAT | os.O_WRONLY), number)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-    sys.argv = ["congrad", *arguments]
-    try:
-        congrad()
-    except SystemExit as end:
-        sys.stderr.flush()
-        os._exit(int(end.code or 0))
-
-
 def main() -> None:
     """Run out of room, look, make room, go on."""
     folder, data, model = sys.argv[1:]
@@ -68,17 +54,18 @@ def main() -> None:
 
     def sketch(into: Path, name: str) -> dict:
         arguments = ["sketch", data, "-m", model, "-s", str(into), *OPTIONS]
-        _, status = os.waitpid(fork(partial(run, arguments, around / name)), 0)
-        out, err = ((around / f"{name}.{number}").read_text() for number in (1, 2))
-        return {"code": os.waitstatus_to_exitcode(status), "out": out, "err": err}
+        out, err = around / f"{name}.out", around / f"{name}.err"
+        _, status = os.waitpid(fork(partial(congrad, arguments, out, err)), 0)
+        return {"code": os.waitstatus_to_exitcode(status), "out": out.read_text(),
+                "err": err.read_text()}  # fmt: skip
 
-    print(json.dumps(sketch(store, "full")))
+    print(json.dumps(sketch(store, "full")), flush=True)
     found = GradientStore.open(store)
-    print(json.dumps({"rows": len(found), "of": found.rows, "left": hidden(store)}))
+    print(json.dumps({"rows": len(found), "of": found.rows, "left": hidden(store)}), flush=True)
     ballast.unlink()
-    print(json.dumps(sketch(store, "again")))
-    print(json.dumps(sketch(whole, "whole")))
-    print(json.dumps({"same": columns(store) == columns(whole), "left": hidden(store)}))
+    print(json.dumps(sketch(store, "again")), flush=True)
+    print(json.dumps(sketch(whole, "whole")), flush=True)
+    print(json.dumps({"same": columns(store) == columns(whole), "left": hidden(store)}), flush=True)
 
 
 def hidden(store: Path) -> list[str]:

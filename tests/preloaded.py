@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -113,6 +114,7 @@ def _become_congrad(request: dict[str, Any]) -> NoReturn:
         stdin, stdout, stderr = request["streams"]
         if terminal := request["terminal"]:
             os.setsid()  # or the terminal would not become ours when it is opened
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
             os.environ["TERM"] = "xterm"
             stdin = stderr = terminal
         modes = (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT | os.O_TRUNC])

@@ -113,6 +113,23 @@ def fork(task: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def congrad(arguments: list[str], out: Path, err: Path) -> None:
+    """The command, in a process that was forked for it; its streams are added to these files."""
+    from congrad_cli.cli import main
+
+    # before fd 1 and 2 are others: the objects that go close theirs
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = ["congrad", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(int(end.code or 0))
+
+
 @dataclass
 class Rank:
     """One rank's processes, one after the other: each does ``task``, and may be killed."""

@@ -56,18 +56,9 @@ def prepare() -> None:
 
 def sketch(data: Path, model: str, store: Path, shard: str) -> None:
     """The command, in a process that is forked for it."""
-    from congrad_cli.cli import main
-
-    log = store.with_suffix(".log").open("a")
-    for number in (1, 2):
-        os.dup2(log.fileno(), number)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-    sys.argv = ["congrad", "sketch", str(data), "--model", model, "--store", str(store),
-                "--max-length", "128", "--shard", shard, *OPTIONS]  # fmt: skip
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, f"exit code {end.code}"
+    arguments = ["sketch", str(data), "--model", model, "--store", str(store),
+                 "--max-length", "128", "--shard", shard, *OPTIONS]  # fmt: skip
+    torturing.congrad(arguments, store.with_suffix(".out"), store.with_suffix(".log"))
 
 
 def read(store: Path, end: Path) -> None:
