@@ -63,9 +63,28 @@ def temporary_name(path: Path) -> Path:
 
     The token is there because containers of one host name often have the same PID.
     """
-    host = re.sub(r"[^A-Za-z0-9-]", "-", _host())[:24]
     name = path.name.lstrip(".")[:40]
-    return path.with_name(f".{name}.{secrets.token_hex(4)}.{host}.{os.getpid()}.tmp")
+    return path.with_name(
+        f".{name}.{secrets.token_hex(4)}.{temporary_ending(_host(), os.getpid())}"
+    )
+
+
+def temporary_ending(host: str, pid: int) -> str:
+    """How the temporary names of a process end: ``HOST.PID.tmp``."""
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', host)[:24]}.{pid}.tmp"
+
+
+def left_behind(path: Path) -> bool:
+    """Whether this is a temporary name of a process of this host that is gone.
+
+    Of containers with one host name, one may take another's process for gone.
+    """
+    pid = path.name.removesuffix(".tmp").rpartition(".")[2]
+    return (
+        re.fullmatch("[0-9]{1,9}", pid) is not None
+        and path.name.endswith("." + temporary_ending(_host(), int(pid)))
+        and not _process(int(pid))[0]
+    )
 
 
 class HeldError(Exception):

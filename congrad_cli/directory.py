@@ -1,13 +1,15 @@
 """The folder a store lives in: may it be used, may it be replaced, where does piped data go."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from congrad_cli.errors import StoreError
+from congrad_cli.claims import temporary_name
+from congrad_cli.errors import ResourceError, StoreError
 from congrad_cli.store_index import read_index
 
 _NAMES = {"shards", "skipped", "source", "consensus", "locks", "quarantine",
@@ -15,7 +17,8 @@ _NAMES = {"shards", "skipped", "source", "consensus", "locks", "quarantine",
 _FILES = (
     "projection.safetensors", "index.safetensors", ".*.safetensors.*.tmp", ".store.json.*.tmp",
     "shards/r*.safetensors", "shards/.r*.tmp", "skipped/*.jsonl",
-    "skipped/.*.tmp", "source/stdin-*.jsonl", "consensus/*.safetensors", "quarantine/*",
+    "skipped/.*.tmp", "source/stdin-*.jsonl", "source/.*.tmp", "consensus/*.safetensors",
+    "quarantine/*",
 )  # fmt: skip
 _COPY_BYTES = 1 << 20
 
@@ -28,7 +31,7 @@ def check_directory(path: Path) -> None:
         raise StoreError(f"{path} is a file.", "pass --store DIR with another name")
     if not path.exists() or (path / "store.json").exists():
         return
-    if any(item.name not in _NAMES for item in path.iterdir()):
+    if any(item.name not in _NAMES and not item.match(".*.tmp") for item in path.iterdir()):
         raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
 
 
@@ -51,7 +54,7 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     folder = path / "source"
     folder.mkdir(parents=True, exist_ok=True)
     before = _spools(path)
-    temporary = folder / f".stdin.{os.getpid()}.tmp"
+    temporary = temporary_name(folder / "stdin")
     digest = hashlib.sha256()
     try:
         with temporary.open("xb") as target:
@@ -62,6 +65,13 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
             os.fsync(target.fileno())
         file = folder / f"stdin-{digest.hexdigest()[:16]}.jsonl"
         temporary.replace(file)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"no space left for the piped data, which is kept in {folder}.",
+            "free space, or write the data to a file elsewhere and name that",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     try:

@@ -8,6 +8,7 @@ lock. It owns nothing any more when it wakes up; :meth:`RankLock.check` tells it
 """
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -21,16 +22,22 @@ from congrad_cli.claims import (
     LockInfo,
     claim,
     holds,
+    left_behind,
     look,
     myself,
     server_time,
     take,
+    temporary_ending,
     touched,
 )
 from congrad_cli.errors import StoreError
 
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+WRITTEN = ("", "shards", "skipped")
+"""The folders of a store that only the owners of locks write to."""
+
+_TRIES = 100
 
 
 class RankLock:
@@ -94,8 +101,7 @@ class RankLock:
 
     def _acquire(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            take(self._path, self._info, self._stale_after)
+            self._take()
             self._sweep()
         except HeldError as held:
             raise self._refusal(held.info, held.age) from None
@@ -103,6 +109,14 @@ class RankLock:
             if error.errno in NO_RESOURCES:
                 raise
             raise StoreError(f"{self._path} cannot be made: {error.strerror}.") from error
+
+    def _take(self) -> None:
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # who ends removes the empty folder
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                take(self._path, self._info, self._stale_after)
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _still_ours(self) -> bool:
         with contextlib.suppress(OSError):  # a server that does not answer says nothing
@@ -131,12 +145,15 @@ class RankLock:
                         self._path.unlink()
 
     def _sweep(self) -> None:
-        """Remove what killed processes left of this rank: their claims are of locks long gone."""
+        """Remove what killed processes left of this rank: their claims are of locks long gone.
+
+        Who lives and finds its file gone takes the lock with another, see :meth:`_take`.
+        """
         now = touched(self._path)
         for pattern in (f".{self._path.stem}.*", ".clock.*"):
             for file in self._path.parent.glob(pattern):
                 found = look(file)
-                if found and not found.alive(now, self._stale_after):
+                if found and (left_behind(file) or not found.alive(now, self._stale_after)):
                     with contextlib.suppress(OSError):
                         file.unlink()
 
@@ -193,6 +210,20 @@ def live_ranks(store: Path, stale_after: float = STALE_SECONDS) -> dict[int, Loc
         if found and found.alive(now, stale_after) and (info := found.info(now)):
             live[rank] = info
     return live
+
+
+def remove_leftovers(store: Path) -> None:
+    """Remove the temporary files of killed writers; for who has the lock of a rank.
+
+    A file that was there before the locks were read is nobody's, unless its name tells the host
+    and the PID of a lock: who writes to these folders has had a lock since before.
+    """
+    files = [file for folder in WRITTEN for file in (store / folder).glob(".*.tmp")]
+    owned = tuple("." + temporary_ending(info.host, info.pid)
+                  for info in live_ranks(store).values())
+    for file in files:
+        if not file.name.endswith(owned):
+            file.unlink(missing_ok=True)
 
 
 def _date(since: int) -> str:

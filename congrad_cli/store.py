@@ -33,7 +33,7 @@ from congrad_cli.errors import StoreError
 from congrad_cli.header import StoreHeader, read_header, shard_columns
 from congrad_cli.progress import Progress
 from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of_each, read_index
-from congrad_cli.tensors import Arrays, map_arrays
+from congrad_cli.tensors import Arrays, check_sums, map_arrays
 
 OPEN_FILES = 4
 LONGEST_ENTRY = 1 << 20
@@ -230,16 +230,20 @@ def shard_files(path: Path) -> list[Path]:
 
 def open_shard(path: Path, header: StoreHeader) -> Arrays:
     """A shard's columns without its rows, checked against the header and for sense."""
-    arrays, metadata = map_arrays(path)
+    try:
+        arrays, metadata = map_arrays(path)
+    except StoreError as error:
+        raise StoreError(error.message, REPAIR) from error
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{path} belongs to another store.", "move it away, then sketch again")
     columns = shard_columns(header)
     count = arrays["norm"].shape[0] if "norm" in arrays and arrays["norm"].ndim else -1
     for name, (kind, tail) in columns.items():
         if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != (count, *tail):
-            raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.")
+            raise StoreError(f"{path}: tensor '{name}' is missing or has another shape.", REPAIR)
     coded = header.codec.columns()
     small = {name: np.array(arrays[name]) for name in columns if name not in coded}
+    check_sums(path, small, metadata, REPAIR)
     for name in ("norm", "logp", *header.optional):
         if not np.isfinite(small[name]).all():
             raise StoreError(f"{path}: '{name}' holds a number that is not finite.", REPAIR)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from congrad_cli.errors import StoreError
 from congrad_cli.records.record import Record, Rejected
 from congrad_cli.settings import FORMAT, RecordSettings
-from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
+from congrad_cli.tensors import check_sums, map_arrays, pack_arrays, replace_file
 
 FILE = "index.safetensors"
 NO_GROUP = -1
 """The group of an item that is no usable pair."""
+_AGAIN = "run the same sketch command again; it writes it anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def read_index(path: Path) -> StoreIndex:
     place = path / FILE
     if not place.exists():
         raise StoreError(f"{path} has no {FILE}: nobody knows which data it was made from.",
-                         "run the same sketch command again; it writes it anew")
+                         _AGAIN)
     arrays, about = map_arrays(place)
     try:
         index = StoreIndex(
@@ -95,9 +96,10 @@ def read_index(path: Path) -> StoreIndex:
             digest=np.array(arrays["digest"]),
         )
         _check_arrays(index)
+        check_sums(place, {"group": index.group, "digest": index.digest}, about, _AGAIN)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{place}: damaged or not of a store ({error}).",
-                         "remove it and run the same sketch command again") from error
+                         _AGAIN) from error
     return index
 
 

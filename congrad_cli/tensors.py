@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def pack_arrays(arrays: Arrays, metadata: Mapping[str, Any]) -> bytes:
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
-    digests = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
+    digests = {name: _sum(array) for name, array in arrays.items()}
     about = {**metadata, "sha256": digests}
     content = json.dumps({**about, "digest": digest_of(about)}, sort_keys=True)
     return save(arrays, metadata={"congrad": content})
@@ -100,24 +100,36 @@ def map_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     that the file only claims: every extent is checked against the file's length first.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             raise StoreError(f"{path}: no regular file.")
-        length = status.st_size
+        # The file is opened once: another may have its name a moment later.
         with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
             size = int.from_bytes(file.read(8), "little")
             if length < 8 or size > min(_MAX_HEADER, length - 8):
                 raise StoreError(f"{path}: header of {size} bytes in a file of {length}.")
             header = _json_object(file.read(size))
-        metadata = _json_object(header.pop("__metadata__")["congrad"])
-        arrays = {
-            name: _map_tensor(path, entry, 8 + size, length) for name, entry in header.items()
-        }
+            metadata = _json_object(header.pop("__metadata__")["congrad"])
+            arrays = {
+                name: _map_tensor(file, entry, 8 + size, length) for name, entry in header.items()
+            }
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno in NO_RESOURCES:
             raise
         raise StoreError(f"{path}: damaged or not of a store ({error}).") from error
     return arrays, metadata
+
+
+def check_sums(path: Path, arrays: Arrays, metadata: Mapping[str, Any], cure: str) -> None:
+    """Raise :class:`StoreError` unless these tensors of a file are what was written."""
+    sums = metadata.get("sha256")
+    for name, array in arrays.items():
+        if not isinstance(sums, dict) or sums.get(name) != _sum(array):
+            raise StoreError(f"{path}: damaged: '{name}' is not what was written.", cure)
+
+
+def _sum(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
@@ -127,7 +139,9 @@ def _json_object(text: str | bytes) -> dict[str, Any]:
     return value
 
 
-def _map_tensor(path: Path, entry: dict[str, Any], base: int, length: int) -> NDArray[Any]:
+def _map_tensor(
+    file: BinaryIO, entry: dict[str, Any], base: int, length: int
+) -> NDArray[Any]:
     dtype = np.dtype(_DTYPES[entry["dtype"]])
     shape = tuple(int(extent) for extent in entry["shape"])
     begin, end = entry["data_offsets"]
@@ -136,4 +150,4 @@ def _map_tensor(path: Path, entry: dict[str, Any], base: int, length: int) -> ND
         raise ValueError(f"a tensor of shape {shape} at {begin}..{end}")
     if count == 0:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, "r", offset=base + begin, shape=shape)
+    return np.memmap(file, dtype, "r", offset=base + begin, shape=shape)

@@ -62,7 +62,10 @@ class ShardWriter:
                               "code": code, "message": message})
 
     def commit(self) -> None:
-        """Write what was collected as one shard."""
+        """Write what was collected as one shard.
+
+        After an error or a signal in the middle it may be called again: no row comes twice.
+        """
         if not self._skipped and not self._count:
             return
         self._before_commit()
@@ -75,8 +78,13 @@ class ShardWriter:
             for name in shard_columns(self.header)
         }
         metadata = {"fingerprint": self.header.fingerprint, "format": FORMAT, "rows": self._count}
-        name = f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
-        commit_file(self.path / "shards" / name, pack_arrays(arrays, metadata))
+        place = self.path / "shards" / f"r{self._rank:03d}-{self._sequence:05d}.safetensors"
+        data = pack_arrays(arrays, metadata)
+        try:
+            commit_file(place, data)
+        except FileExistsError:
+            if place.read_bytes() != data:  # else it was done when the signal came
+                raise
         self._parts, self._count, self._bytes = [], 0, 0
         self._sequence += 1
 
@@ -97,6 +105,7 @@ def write_rejected(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     content = b"".join(map(_entry_line, entries))
     place = path / "skipped" / "input.jsonl"
     if content or place.exists():
+        place.parent.mkdir(exist_ok=True)
         replace_file(place, content)
 
 

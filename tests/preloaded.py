@@ -10,11 +10,15 @@ import gc
 import importlib
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
+
+import patched
 
 PRELOADED = (
     "congrad_cli.cli",
@@ -51,9 +55,20 @@ class PreloadedCongrad:
             self._server.stdout.close()
 
     def run(
-        self, *args: object, stdin: bytes = b"", cwd: Path | None = None
+        self,
+        *args: object,
+        stdin: bytes = b"",
+        cwd: Path | None = None,
+        terminal: str | None = None,
+        program: Path | None = None,
+        **constants: float,
     ) -> subprocess.CompletedProcess[bytes]:
-        """As ``subprocess.run`` with captured output."""
+        """As ``subprocess.run`` with captured output.
+
+        With ``terminal``, the name of one, that is the command's stdin and stderr, and it gets its
+        signals. ``constants`` are those of the module ``patched``. ``program`` is run instead of
+        ``congrad``: a file of Python.
+        """
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -64,6 +79,9 @@ class PreloadedCongrad:
             "args": list(map(str, args)),
             "streams": list(map(str, streams)),
             "cwd": str(cwd or Path.cwd()),
+            "terminal": terminal,
+            "program": program and str(program),
+            "constants": constants,
         }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -93,14 +111,24 @@ def _become_congrad(request: dict[str, Any]) -> NoReturn:
 
     code: Any = 1
     try:
+        stdin, stdout, stderr = request["streams"]
+        if terminal := request["terminal"]:
+            os.setsid()  # or the terminal would not become ours when it is opened
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+            os.environ["TERM"] = "xterm"
+            stdin = stderr = terminal
         modes = (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT | os.O_TRUNC])
-        for number, (path, mode) in enumerate(zip(request["streams"], modes, strict=True)):
+        for number, (path, mode) in enumerate(zip((stdin, stdout, stderr), modes, strict=True)):
             os.dup2(os.open(path, mode, 0o600), number)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (file descriptors)
         sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115
         os.chdir(request["cwd"])
-        sys.argv = ["congrad", *request["args"]]
-        main()
+        patched.patch(request["constants"])
+        sys.argv = [request["program"] or "congrad", *request["args"]]
+        if request["program"]:
+            runpy.run_path(request["program"], run_name="__main__")
+        else:
+            main()
         code = 0
     except SystemExit as error:
         code = error.code or 0

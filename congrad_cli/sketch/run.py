@@ -16,7 +16,7 @@ from congrad_cli import __version__
 from congrad_cli.directory import remove_store
 from congrad_cli.errors import ModelError, ResourceError, StoreError, UsageError
 from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
-from congrad_cli.locks import RankLock, live_ranks
+from congrad_cli.locks import RankLock, live_ranks, remove_leftovers
 from congrad_cli.progress import Progress
 from congrad_cli.records.damage import BROKEN
 from congrad_cli.settings import SketchSettings, fingerprint_fields
@@ -116,6 +116,7 @@ def _writing(store: Path, share: Share) -> Iterator[RankLock]:
     """The right to write as this rank. Folders that nothing came into go again."""
     try:
         with RankLock(store, share.rank, share.world) as lock:
+            remove_leftovers(store)
             yield lock
     finally:
         for folder in (store / "locks", store):
@@ -131,7 +132,7 @@ def _told(
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        if (store / "index.safetensors").exists():
+        if _is_there(store):
             there = index.rows - missing(store)
             progress.note(f"{there:,} of {index.rows:,} pairs are safe in {store}. "
                           "The same command continues.")
@@ -139,13 +140,17 @@ def _told(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        left = missing(store) if (store / "index.safetensors").exists() else index.rows
+        left = missing(store) if _is_there(store) else index.rows
         need = store_bytes(settings, left, optional_columns(settings, index))
         raise ResourceError(
             f"no space left for {store}: about {need / 1e6:,.1f} MB more are needed.",
             f"{index.rows - left:,} of {index.rows:,} pairs are safe; "
             "free space and run the same command",
         ) from error
+
+
+def _is_there(store: Path) -> bool:
+    return all((store / name).exists() for name in ("store.json", "index.safetensors"))
 
 
 def _note_data(index: DataIndex, store: Path, progress: Progress) -> None:
@@ -161,6 +166,10 @@ def _note_data(index: DataIndex, store: Path, progress: Progress) -> None:
         )
     if len(known):
         progress.note(f"{shared:,} of {len(usable):,} pairs are in the store already")
+    _write_data(index, store)
+
+
+def _write_data(index: DataIndex, store: Path) -> None:
     write_index(store, replace(index.stored, sources=[
         _placed(item, store) for item in index.stored.sources]))  # fmt: skip
     write_rejected(store, index.rejected)
@@ -217,6 +226,7 @@ def _sketch(
         write_start(store, found, plan.header.fingerprint)
     start = read_start(store, layers)
     if not (store / "store.json").exists():
+        _write_data(index, store)  # first: whoever finds the store finds its index
         create_store(store, replace(plan.header, width=start.width))
         _note_data(index, store, progress)
     shared = settings.share_prompt and start.layout.agree

@@ -44,7 +44,6 @@ class Stopping:
     def check(self) -> None:
         """Raise what the signal asks for, if there was one."""
         if self._asked is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             self._stop(self._asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -59,6 +58,7 @@ class Stopping:
             self._stop(self._asked)
 
     def _stop(self, number: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # what is in hand is still to be written
         if number == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         raise KeyboardInterrupt
