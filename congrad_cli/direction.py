@@ -57,6 +57,12 @@ def read_consensus(
             f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"
         )
     arrays, metadata = map_arrays(file)
+    if metadata.get("fingerprint") != store.header.fingerprint:
+        raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
+    if metadata.get("pairs") != pairs_digest(store):
+        raise StoreError(
+            f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
+        )
     groups = len(store.groups)
     shapes = {"direction": (store.header.dim,),
               "gradients": (groups, store.header.dim),
@@ -66,13 +72,8 @@ def read_consensus(
         arrays.setdefault("excess", np.zeros(shapes["excess"]))
     for tensor, shape in shapes.items():
         if tensor not in arrays or arrays[tensor].shape != shape:
-            raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.")
-    if metadata.get("fingerprint") != store.header.fingerprint:
-        raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
-    if metadata.get("pairs") != pairs_digest(store):
-        raise StoreError(
-            f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
-        )
+            raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.",
+                             f"run: congrad consensus {path}")
     try:
         settings = ConsensusSettings(**metadata["settings"])
         _check_kinds(settings)

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,12 +35,13 @@ def check_directory(path: Path) -> None:
         raise StoreError(f"{path} exists and is not a store.", "pass --store DIR with another name")
 
 
-def remove_store(path: Path, keep: Path | None = None) -> None:
-    """Remove the store at ``path``, except the file ``keep``; only what stores are made of goes."""
+def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove the store at ``path``, except files to ``keep``; only what stores are made of goes."""
+    kept = {file.resolve() for file in keep}
     (path / "store.json").unlink(missing_ok=True)  # first: without it the rest is no store
     for pattern in _FILES:
         for file in path.glob(pattern):
-            if keep is None or file.resolve() != keep.resolve():
+            if file.resolve() not in kept:
                 file.unlink()
 
 
@@ -64,6 +65,7 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
             target.flush()
             os.fsync(target.fileno())
         file = folder / f"stdin-{digest.hexdigest()[:16]}.jsonl"
+        ours = set() if file.exists() else {file.resolve()}  # else another run may be reading it
         temporary.replace(file)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -77,7 +79,7 @@ def piped_data(path: Path, stream: BinaryIO) -> Iterator[Path]:
     try:
         yield file
     finally:
-        for spool in {file.resolve(), *before} - _spools(path):
+        for spool in (ours | before) - _spools(path):
             spool.unlink(missing_ok=True)
         for empty in (folder, path):
             with contextlib.suppress(OSError):  # something is in it

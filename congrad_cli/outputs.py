@@ -14,6 +14,10 @@ from congrad_cli.errors import UsageError
 TABLES = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx")
 
 
+STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+"""Names of standard output; behind the last three is stderr once the real one is set aside."""
+
+
 def is_special(path: Path) -> bool:
     """A pipe or a device: written into, never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -21,8 +25,10 @@ def is_special(path: Path) -> bool:
 
 def check_output(option: str, path: Path) -> None:
     """Raise :class:`UsageError` where nothing can be written, or not what the name promises."""
-    if str(path) == "-":
-        raise UsageError(f"{option} -: stdout is for kept lines alone.", "name a file")
+    if str(path) in STDOUT:
+        raise UsageError(f"{option} {path}: stdout is for kept lines alone.", "name a file")
+    if is_special(path):
+        return
     if path.suffix.lower() in TABLES:
         raise UsageError(f"{option} {path}: records come back as JSON, not as a table.",
                          f"name it {path.with_suffix('.jsonl').name}")

@@ -142,3 +142,12 @@ def test_more_tokens_than_positions_are_refused_before_the_first_pair(sketch, ti
     assert b"pass --max-length 256" in done.stderr
     done = sketch("--max-length", 256, model=tmp_path / "gpt2")
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_progress_counts_every_pair_once(forked_congrad, few, small_lines, tiny_model, tmp_path):
+    """Pairs that stand in the data twice, and those that an earlier run has sketched."""
+    few.write_bytes(b"".join([*small_lines[:6], *small_lines[:2]]))
+    command = ("sketch", few, "--model", tiny_model, "--store", tmp_path / "s", *SMALL)
+    assert b"sketch: 8 of 8 pairs" in forked_congrad(*command).stderr
+    few.write_bytes(b"".join(small_lines[:7]))
+    assert b"sketch: 7 of 7 pairs" in forked_congrad(*command).stderr

@@ -381,6 +381,18 @@ def test_a_consensus_is_refused_once_the_store_holds_other_pairs(make_store):
         read_consensus(other, "default", GradientStore.open(other))
 
 
+def test_a_consensus_of_other_groups_says_what_is_wrong_and_what_to_do(make_store):
+    directions = random_rows(3, 6)
+    store = make_store(directions, groups=["a", "b", "c"])
+    run(store, ConsensusSettings(), Silent())
+    other = make_store(directions, groups=["a", "b", "b"])
+    file = "consensus/default.safetensors"
+    (other / file).write_bytes((store / file).read_bytes())
+    with pytest.raises(StoreError, match="when the store held other pairs") as caught:
+        read_consensus(other, "default", GradientStore.open(other))
+    assert caught.value.hints == (f"run: congrad consensus {other}",)
+
+
 @pytest.mark.parametrize(
     "change", [{"beta": "x"}, {"beta": None}, {"average": 3}, {"ema_batch": 1.5}, {"new": 1}]
 )
@@ -429,3 +441,10 @@ def test_numbers_in_a_summary_are_plain(store):
     """What a machine will read must be JSON, not numpy."""
     summary = run(store, ConsensusSettings(name="plain"), Silent())
     json.dumps([summary.names, summary.pairs])
+
+
+def test_a_store_that_nobody_has_filled_yet_says_so(make_store):
+    path = make_store(random_rows(2, 4), shards=[])
+    with pytest.raises(StoreError, match="no sketched pairs") as caught:
+        run(path, ConsensusSettings(allow_partial=True), Silent())
+    assert caught.value.hints == ("the sketch command continues where it stopped",)

@@ -168,3 +168,12 @@ def test_a_summary_is_not_written_over_another_file(store, forked_congrad, tmp_p
                           "--summary", quotas.with_name("x"))
     assert done.returncode == 2
     assert b"is --scores as well" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_stdout_is_for_kept_lines_alone(name, store, forked_congrad):
+    """Behind these names is stderr by then, and a log that it goes to would be replaced."""
+    for option in ("--scores", "--dropped", "--summary"):
+        done = forked_congrad("filter", store, option, name)
+        assert done.returncode == 2, done.stderr.decode()
+        assert f"{option} {name}: stdout is for kept lines alone".encode() in done.stderr

@@ -562,6 +562,17 @@ def test_overwriting_removes_the_store_and_nothing_else(make_store):
     assert left == {"notes.txt", "shards/mine.safetensors"}
 
 
+def test_overwriting_keeps_every_file_of_the_data(make_store):
+    """Piped data is the user's only copy, whatever other files are sketched with it."""
+    path = make_store(random_rows(2, 4))
+    (path / "source").mkdir()
+    piped = [path / "source" / f"stdin-{name}.jsonl" for name in ("a", "b", "c")]
+    for file in piped:
+        file.touch()
+    remove_store(path, keep=[path.parent / "new.jsonl", piped[0], piped[2]])
+    assert [file.exists() for file in piped] == [True, False, True]
+
+
 def test_what_is_not_a_store_is_never_written_into(tmp_path):
     """--store . in a home directory must not end in tears."""
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -593,6 +604,16 @@ def test_piped_data_is_kept_byte_for_byte_by_the_store_made_from_it(tmp_path):
         write_index(path, replace(index_of(["de"]), sources=[source]))
     assert newer.exists()
     assert not file.exists(), "nothing of it is in the store's data any more"
+
+
+def test_equal_data_piped_in_twice_at_once_stays_for_the_run_that_came_first(tmp_path):
+    """The second is refused by the lock, while the first has not written its index yet."""
+    path = tmp_path / "s.congrad"
+    with piped_data(path, io.BytesIO(b"x")) as first:
+        with pytest.raises(ValueError, match="locked"), piped_data(path, io.BytesIO(b"x")):
+            raise ValueError("locked")
+        assert first.read_bytes() == b"x"
+    assert not first.exists()
 
 
 def test_piped_data_goes_when_the_sketch_fails_and_the_place_stays_usable(tmp_path):

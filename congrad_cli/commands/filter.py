@@ -2,6 +2,7 @@
 
 from congrad_cli import arguments, console, options
 from congrad_cli.errors import UsageError
+from congrad_cli.outputs import STDOUT
 from congrad_cli.settings import RANKINGS, FilterSettings
 
 
@@ -36,7 +37,7 @@ def filter_pairs(
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()
-    if output is not None and str(output) in ("-", "/dev/stdout"):
+    if output is not None and str(output) in STDOUT:
         output = None  # file descriptor 1 is stderr by now
     if as_json and output is None:
         raise UsageError("--json: stdout has the kept lines.",

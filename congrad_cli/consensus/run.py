@@ -39,7 +39,11 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)
     if not len(store):
-        raise StoreError(f"{path} holds no sketched pairs.", "every pair was skipped; see skipped/")
+        raise StoreError(
+            f"{path} holds no sketched pairs.",
+            "every pair was skipped; see skipped/" if len(store.skipped()) == store.rows
+            else "the sketch command continues where it stopped",
+        )
     progress.step(f"averaging {len(store):,} pairs")
     terms = pair_terms(store, settings)
     _tell_weights(store, terms, settings, progress)

@@ -75,9 +75,11 @@ def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
         taken[settings.quotas.resolve()] = "the file of quotas"
     for name in ("output", "dropped", "scores", "summary"):
         path: Path | None = getattr(settings, name)
-        if path is None or is_special(path):
+        if path is None:
             continue
         check_output(f"--{name}", path)
+        if is_special(path):
+            continue
         if path.resolve() in taken:
             raise UsageError(f"--{name} {path} is {taken[path.resolve()]}.", "name another file")
         taken[path.resolve()] = f"--{name} as well"

@@ -210,11 +210,9 @@ def tell_rejects(
         return
     if path.resolve() in [file.path for file in index.files]:
         raise UsageError(f"--rejects {path} is the data.", "name another file")
-    if is_special(path):
-        if not final:
-            return
-    else:
-        check_output("--rejects", path)
+    check_output("--rejects", path)
+    if is_special(path) and not final:
+        return
     write_rejects(path, index.files, {entry["row"]: entry for entry in entries})
 
 

@@ -82,10 +82,11 @@ class SketchJob:
                     fresh = False
                 for batch in cut_batches(window.pairs, budget, shared):
                     # Batches are cut from whole windows, so that a resumed run cuts the same.
-                    if all(self.done[pair.record.row] for pair in batch):
+                    new = sum(not self.done[pair.record.row] for pair in batch)
+                    if not new:
                         continue
                     self._work_batch(batch, shared)
-                    self.progress.advance(len(batch))
+                    self.progress.advance(new)
                     self._count_truncated(batch)
                     self._commit_when_due()
                     stopping.check()

@@ -220,7 +220,7 @@ def _sketch(
     found = None if keeps else find_start(model, layers, settings, can_share)
     if settings.overwrite:
         # Not before: what cannot be sketched replaces nothing.
-        remove_store(store, keep=Path(index.stored.sources[0].path))
+        remove_store(store, keep=[file.path for file in index.files])
     if found is not None:
         store.mkdir(parents=True, exist_ok=True)
         write_start(store, found, plan.header.fingerprint)
