@@ -85,3 +85,26 @@ def test_a_record_that_stands_twice_is_sketched_once(again, small_lines, forked_
     assert done.returncode == 0, done.stderr
     kept = forked_congrad("filter", store.path, "--min-score", "-2")
     assert kept.stdout.splitlines()[-2:] == [fresh.strip()] * 2
+
+
+def test_what_is_refused_for_its_damage_changes_nothing(
+    forked_congrad, small_lines, tiny_model, tmp_path
+):
+    """A store must not point at data that no run has accepted."""
+    talk = {"language": "en", "prompt": [{"role": "user", "content": "Hi"}],
+            "chosen": [{"role": "assistant", "content": "Hello!"}],
+            "rejected": [{"role": "assistant", "content": "No."}]}
+    bad = talk | {"prompt": [{"role": "user", "content": "no"}]}
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{% if m.content == 'no' %}"
+                        "{{ raise_exception('never') }}{% endif %}{{ m.content }}{% endfor %}")
+    data, store = tmp_path / "d.jsonl", tmp_path / "d.congrad"
+    data.write_text("".join(json.dumps(fields) + "\n" for fields in (talk, bad)))
+    command = ("sketch", data, "-m", tiny_model, *SMALL, "--chat-template", template,
+               "--bad-records", "skip")
+    assert forked_congrad(*command).returncode == 0
+    index = (store / "index.safetensors").read_bytes()
+    data.write_text("".join(json.dumps(fields) + "\n" for fields in (bad, talk)))
+    done = forked_congrad(*command, "--max-bad", "0")
+    assert done.returncode == 3, done.stderr
+    assert (store / "index.safetensors").read_bytes() == index

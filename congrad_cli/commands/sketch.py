@@ -98,6 +98,8 @@ def sketch(
                          "remove the store first" if overwrite else "name a file that all can read")
     progress = console.TerminalProgress(quiet or rank > 0)
     _be_calm()
+    if dry_run and rank > 0:
+        return  # one report is enough
     if dry_run:
         _dry_run(names, fields, settings, out if as_json else None, progress)
         return

@@ -90,8 +90,8 @@ def run(
             here = _goes_on(store, settings)
             if here:
                 check_same(store, read_header(store), plan.header)
-                _note_data(index, store, progress)
                 _count_damage(index, store)
+                _note_data(index, store, progress)
             if not here or not _done(store, index)[share.rows(index.rows)].all():
                 _sketch(index, store, settings, progress, plan, lock)
         if share.waits and share.rank == 0:
@@ -106,7 +106,10 @@ def run(
 
 def _count_damage(index: DataIndex, store: Path) -> None:
     """What earlier runs left out counts against ``--max-bad``, too."""
-    before = GradientStore.open(store).skipped().values()
+    header = read_header(store)
+    shards = [open_shard(file, header) for file in shard_files(store)]
+    # with the new index, which is not written yet: what is refused must change nothing
+    before = GradientStore(store, header, index.stored, shards).skipped().values()
     index.damage.codes.update(code for code in before if code in BROKEN)
     index.damage.check(index.rows)
 
