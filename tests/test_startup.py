@@ -131,3 +131,18 @@ def test_a_wrong_path_or_line_is_reported_before_torch_is_imported(data, model, 
     assert done.returncode == code, done.stderr
     names = {name.partition(".")[0] for name in json.loads(done.stderr.rpartition("\n")[2])}
     assert not names & {"torch", "transformers"}
+
+
+def test_an_interrupt_while_the_commands_are_imported_ends_quietly():
+    """The first third of a second is imports; a traceback there would look like a bug."""
+    code = ("import builtins, sys\n"
+            "from congrad_cli.__main__ import main\n"
+            "real = builtins.__import__\n"
+            "def interrupted(name, *rest, **more):\n"
+            "    if name == 'typer':\n"
+            "        raise KeyboardInterrupt\n"
+            "    return real(name, *rest, **more)\n"
+            "builtins.__import__ = interrupted\n"
+            "main()\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
