@@ -45,7 +45,8 @@ def main() -> None:
     dim, code = ROW_SIZES[args.row_size]
     settings = SketchSettings(model=args.model, device="cpu", threads=1, dim=dim, store_dtype=code)
     index = index_data([DataFile(args.data.name, args.data)], RecordSettings())
-    store_path = sketch(index, args.store, settings, progress)
+    sketch(index, args.store, settings, progress)
+    store_path = args.store
     store = GradientStore.open(store_path)
     records = [json.loads(line) for line in args.data.open("rb")]
     planted = np.array([records[row]["planted"] for row in store.row])
