@@ -41,7 +41,7 @@ from congrad_cli.sketch.start import (
 from congrad_cli.sketch.token_report import store_bytes
 from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.store import GradientStore, open_shard, shard_files, stored_digests
-from congrad_cli.store_index import NO_GROUP, Source, find_digests, first_of_each, write_index
+from congrad_cli.store_index import NO_GROUP, Source, first_of_each, write_index
 from congrad_cli.writer import ShardWriter, create_store, write_rejected
 
 ALL = Share()
@@ -90,7 +90,6 @@ def run(
             here = _goes_on(store, settings)
             if here:
                 check_same(store, read_header(store), plan.header)
-                _count_damage(index, store)
                 _note_data(index, store, progress)
             if not here or not _done(store, index)[share.rows(index.rows)].all():
                 _sketch(index, store, settings, progress, plan, lock)
@@ -102,16 +101,6 @@ def run(
         progress.note(f"{left:,} of {index.rows:,} pairs are still to come, from other ranks")
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
     return not left
-
-
-def _count_damage(index: DataIndex, store: Path) -> None:
-    """What earlier runs left out counts against ``--max-bad``, too."""
-    header = read_header(store)
-    shards = [open_shard(file, header) for file in shard_files(store)]
-    # with the new index, which is not written yet: what is refused must change nothing
-    before = GradientStore(store, header, index.stored, shards).skipped().values()
-    index.damage.codes.update(code for code in before if code in BROKEN)
-    index.damage.check(index.rows)
 
 
 @contextmanager
@@ -157,18 +146,25 @@ def _is_there(store: Path) -> bool:
 
 
 def _note_data(index: DataIndex, store: Path, progress: Progress) -> None:
-    """Make the data the store's own, unless it has pairs and none of them is in the data."""
+    """Make the data the store's own, once nothing refuses it: what is refused changes nothing.
+
+    It must have a pair in common with a store that has some, and what earlier runs left out of it
+    counts against ``--max-bad``, too.
+    """
     header = read_header(store)
-    known = stored_digests([open_shard(file, header) for file in shard_files(store)])
-    usable = index.digest[index.group != NO_GROUP]
-    shared = int((find_digests(usable, known) >= 0).sum())
-    if len(known) and not shared:
+    shards = [open_shard(file, header) for file in shard_files(store)]
+    there = GradientStore(store, header, index.stored, shards)  # by the index that is to come
+    stored = len(stored_digests(shards))
+    if stored and not len(there):
         raise StoreError(
-            f"{store} was made with other data: it holds {len(known):,} pairs, none of these.",
+            f"{store} was made with other data: it holds {stored:,} pairs, none of these.",
             OTHER_STORE,
         )
-    if len(known):
-        progress.note(f"{shared:,} of {len(usable):,} pairs are in the store already")
+    index.damage.codes.update(code for code in there.skipped().values() if code in BROKEN)
+    index.damage.check(index.rows)
+    if stored:
+        usable = int((index.group != NO_GROUP).sum())
+        progress.note(f"{len(there):,} of {usable:,} pairs are in the store already")
     _write_data(index, store)
 
 
