@@ -1,11 +1,13 @@
 """``congrad consensus``: options -> settings, and the store's path on stdout."""
 
-from congrad_cli import arguments, console, options
+from congrad_cli import arguments, console
+from congrad_cli.options import consensus as options
+from congrad_cli.options import shared
 from congrad_cli.settings import METHODS, ConsensusSettings
 
 
 def consensus(
-    store: options.StoreArgument = None,
+    store: shared.StoreArgument = None,
     method: options.Method = "pcgrad",
     orders: options.Orders = 32,
     seed: options.ConsensusSeed = 0,
@@ -22,8 +24,8 @@ def consensus(
     length_penalty: options.LengthPenalty = 0.01,
     label_smoothing: options.LabelSmoothing = 0.1,
     name: options.Name = "default",
-    allow_partial: options.AllowPartial = False,
-    quiet: options.Quiet = False,
+    allow_partial: shared.AllowPartial = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
     out = console.reserve_stdout()

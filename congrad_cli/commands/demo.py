@@ -2,13 +2,15 @@
 
 import os
 
-from congrad_cli import console, options
+from congrad_cli import console
+from congrad_cli.options import demo as options
+from congrad_cli.options import shared
 
 
 def demo(
     pairs: options.Pairs = 180,
     threads: options.DemoThreads = 1,
-    quiet: options.Quiet = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Run all three steps on bundled pairs and a bundled model, offline; show what was dropped."""
     console.reserve_stdout()

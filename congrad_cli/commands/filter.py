@@ -1,13 +1,15 @@
 """``congrad filter``: options -> settings, and kept lines on stdout."""
 
-from congrad_cli import arguments, console, options
+from congrad_cli import arguments, console
 from congrad_cli.errors import UsageError
+from congrad_cli.options import filter as options
+from congrad_cli.options import shared
 from congrad_cli.outputs import STDOUT
 from congrad_cli.settings import RANKINGS, FilterSettings
 
 
 def filter_pairs(
-    store: options.StoreArgument = None,
+    store: shared.StoreArgument = None,
     rank_by: options.RankBy = "score",
     seed: options.RankSeed = None,
     min_score: options.MinScore = None,
@@ -23,8 +25,8 @@ def filter_pairs(
     length_penalty: options.FilterLengthPenalty = None,
     label_smoothing: options.FilterLabelSmoothing = None,
     consensus_name: options.WhichConsensus = "default",
-    allow_partial: options.AllowPartial = False,
-    data: options.FilterData = None,
+    allow_partial: shared.AllowPartial = False,
+    data: shared.FilterData = None,
     output: options.Output = None,
     dropped: options.Dropped = None,
     scores: options.Scores = None,
@@ -33,7 +35,7 @@ def filter_pairs(
     as_json: options.SummaryAsJson = False,
     max_drop_rate: options.MaxDropRate = None,
     min_per_group: options.MinPerGroup = None,
-    quiet: options.Quiet = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()

@@ -4,10 +4,12 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from congrad_cli import arguments, console, options
+from congrad_cli import arguments, console
+from congrad_cli.options import shared
+from congrad_cli.options import store as options
 
 
-def show(store: options.StoreArgument = None, as_json: options.ReportJson = False) -> None:
+def show(store: shared.StoreArgument = None, as_json: options.ReportJson = False) -> None:
     """Say what is in a store: settings, data, pairs by group, what is missing, consensus."""
     out = console.reserve_stdout()
     path = arguments.store_from(store)

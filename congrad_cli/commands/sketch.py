@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from congrad_cli import arguments, console, options
+from congrad_cli import arguments, console
 from congrad_cli.errors import InputError, UsageError
+from congrad_cli.options import shared
+from congrad_cli.options import sketch as options
 from congrad_cli.settings import RecordSettings, SketchSettings
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def sketch(
     min_confidence: options.MinConfidence = 0.8,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Compress the gradient of every pair into a store; print the store's path."""
     out = console.reserve_stdout()

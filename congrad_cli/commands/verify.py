@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from congrad_cli import arguments, console, options
+from congrad_cli import arguments, console
 from congrad_cli.errors import NumericsError, StoreError, UsageError
+from congrad_cli.options import shared, sketch
+from congrad_cli.options import store as options
 
 if TYPE_CHECKING:
     from congrad_cli.exactness import Agreement
@@ -17,20 +19,20 @@ SCHEMA = "congrad.verify/1"
 
 
 def verify(
-    store: options.StoreArgument = None,
+    store: shared.StoreArgument = None,
     repair: options.Repair = False,
     quick: options.Quick = False,
     exact: options.Exact = None,
     model: options.ExactModel = None,
-    revision: options.Revision = None,
-    adapter: options.Adapter = None,
-    chat_template: options.ChatTemplate = None,
-    device: options.Device = "auto",
-    data: options.FilterData = None,
+    revision: sketch.Revision = None,
+    adapter: sketch.Adapter = None,
+    chat_template: sketch.ChatTemplate = None,
+    device: sketch.Device = "auto",
+    data: shared.FilterData = None,
     seed: options.ExactSeed = 0,
-    threads: options.SketchThreads = None,
+    threads: sketch.SketchThreads = None,
     as_json: options.ReportJson = False,
-    quiet: options.Quiet = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Check every file of a store, byte by byte; set aside what is damaged."""
     out = console.reserve_stdout()

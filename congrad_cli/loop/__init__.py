@@ -1,0 +1,1 @@
+"""``congrad loop``: rounds of generating, judging, filtering and training, resumable."""

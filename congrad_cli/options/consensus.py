@@ -1,0 +1,62 @@
+"""Options of ``congrad consensus``."""
+
+from typing import Annotated
+
+import typer
+
+Method = Annotated[
+    str,
+    typer.Option(metavar="pcgrad|mean|mgda|upgrad|dualproj|cagrad|imtl-g|aligned-mtl|nash-mtl",
+                 help="How groups are reconciled; the README says what each method promises."),
+]
+Orders = Annotated[
+    int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
+]
+ConsensusSeed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders.")]
+Average = Annotated[
+    str,
+    typer.Option(metavar="mean|ema",
+                 help="Average inside a group: all pairs alike, or the paper's moving one."),
+]
+EmaDecay = Annotated[
+    float, typer.Option(min=0.0, max=0.999999, help="Decay of the moving average.")
+]
+EmaBatch = Annotated[
+    int, typer.Option(min=1, help="Pairs per mini-batch of the moving average.")
+]
+PairNorm = Annotated[
+    str,
+    typer.Option(metavar="raw|unit",
+                 help="raw: gradients as they are; unit: every pair pulls equally."),
+]
+NormalizeGroups = Annotated[
+    str,
+    typer.Option(metavar="none|unit",
+                 help="unit: each group's gradient is divided by its length first."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(metavar="uniform|size|FILE",
+                 help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
+                      "or a JSON object's number for it (1 where it names none)."),
+]
+MinPairs = Annotated[
+    int, typer.Option(min=1, help="Groups with fewer pairs take no part; they are still scored.")
+]
+RequireDescent = Annotated[
+    bool,
+    typer.Option("--require-descent",
+                 help="Exit with code 5 if a group that takes part would get worse."),
+]
+Loss = Annotated[
+    str,
+    typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
+]
+Beta = Annotated[float, typer.Option(min=1e-9, help="beta of the loss.")]
+LengthPenalty = Annotated[
+    float, typer.Option(help="lp-dpo: alpha, per token that chosen is longer than rejected.")
+]
+LabelSmoothing = Annotated[
+    float, typer.Option(min=0.0, max=0.499999, help="robust: share of wrong labels assumed.")
+]
+Name = Annotated[str, typer.Option(help="Name of the result inside the store.")]
