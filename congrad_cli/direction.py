@@ -11,6 +11,7 @@ from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.settings import FORMAT, ConsensusSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
+from congrad_cli.weights import Members
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class Consensus:
     excess: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class StoredConsensus:
+    """A consensus, the names [L] of its groups, what every pair added to them, and its options."""
+
+    consensus: Consensus
+    names: list[str]
+    members: Members
+    settings: ConsensusSettings
+
+
 def consensus_file(path: Path, name: str) -> Path:
     """Where the consensus called ``name`` lies; raises unless the name stays inside the store."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
@@ -33,23 +44,20 @@ def consensus_file(path: Path, name: str) -> Path:
     return path / "consensus" / f"{name}.safetensors"
 
 
-def write_consensus(
-    path: Path, settings: ConsensusSettings, consensus: Consensus, store: GradientStore
-) -> None:
+def write_consensus(path: Path, found: StoredConsensus, store: GradientStore) -> None:
     """Write ``consensus/NAME.safetensors``, replacing an older one of that name."""
     metadata = {
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
-        "settings": asdict(settings),
+        "settings": asdict(found.settings),
+        "groups": found.names,
         "pairs": pairs_digest(store),
     }
-    data = pack_arrays(vars(consensus), metadata)
-    replace_file(consensus_file(path, settings.name), data)
+    data = pack_arrays(vars(found.consensus) | vars(found.members), metadata)
+    replace_file(consensus_file(path, found.settings.name), data)
 
 
-def read_consensus(
-    path: Path, name: str, store: GradientStore
-) -> tuple[Consensus, ConsensusSettings]:
+def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsensus:
     """Read a consensus back; it must have seen exactly the store's rows."""
     file = consensus_file(path, name)
     if not file.is_file():
@@ -63,23 +71,33 @@ def read_consensus(
         raise StoreError(
             f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
         )
-    groups = len(store.groups)
+    names = metadata.get("groups")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{file} does not name its groups; an older congrad made it.",
+                         f"run: congrad consensus {path}")
+    groups, pairs = len(names), len(store)
     shapes = {"direction": (store.header.dim,),
               "gradients": (groups, store.header.dim),
               "coefficients": (groups,),
-              "excess": (groups, store.header.width)}
-    if store.header.codec.exact:  # older files do not say that it is zero
-        arrays.setdefault("excess", np.zeros(shapes["excess"]))
+              "excess": (groups, store.header.width),
+              "label": (pairs,), "scale": (pairs,), "share": (pairs,)}
     for tensor, shape in shapes.items():
-        if tensor not in arrays or arrays[tensor].shape != shape:
+        kind = np.int32 if tensor == "label" else np.float64
+        found = arrays.get(tensor)
+        if found is None or found.shape != shape or found.dtype != kind:
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.",
                              f"run: congrad consensus {path}")
+    label = arrays["label"]
+    if pairs and not 0 <= label.min() <= label.max() < groups:
+        raise StoreError(f"{file}: a pair in no group.", f"run: congrad consensus {path}")
     try:
         settings = ConsensusSettings(**metadata["settings"])
         _check_kinds(settings)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{file}: unknown settings ({error}).") from error
-    return Consensus(**{tensor: np.array(arrays[tensor]) for tensor in shapes}), settings
+    copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
+    belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
+    return StoredConsensus(Consensus(**copies), names, belong, settings)
 
 
 def _check_kinds(settings: ConsensusSettings) -> None:

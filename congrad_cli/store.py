@@ -48,7 +48,6 @@ class Block:
     row: NDArray[np.int64]  # [n]
     direction: NDArray[np.float32]  # [n, D]
     norm: NDArray[np.float32]  # [n]
-    group: NDArray[np.int32]  # [n]
 
 
 class GradientStore:
@@ -122,7 +121,6 @@ class GradientStore:
                 row=row,
                 direction=self._decode(places),
                 norm=self._gather("norm", places),
-                group=self.index.group[row],
             )
 
     def directions(self, places: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -17,28 +17,38 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PairTerms:
-    """For every pair, [N]: w_i, the factor that turns its stored direction into g_i, and c_i."""
+class Members:
+    """Of every pair, [N]: its group, the factor that turns its stored direction into g_i, and c_i.
 
-    weight: Floats
+    The factor has the sign of w_i, and is zero where w_i is.
+    """
+
+    label: NDArray[np.int32]
     scale: Floats
     share: Floats
 
 
-def pair_terms(store: GradientStore, settings: ConsensusSettings) -> PairTerms:
-    """The scalars of every pair of the store, in row order."""
+def members(
+    store: GradientStore, label: NDArray[np.int32], groups: int, settings: ConsensusSettings
+) -> Members:
+    """What every pair of the store, in row order, adds to which of the ``groups``."""
+    weight = pair_weights(store, settings)
+    return Members(
+        label=label,
+        scale=pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm),
+        share=average_coefficients(label, groups, settings),
+    )
+
+
+def pair_weights(store: GradientStore, settings: ConsensusSettings) -> Floats:
+    """w_i of every pair of the store, in row order, [N]."""
     if settings.loss == "ipo" and store.header.token_weighting != "mean":
         raise UsageError(
             "--loss ipo averages each answer over its tokens, and this store sums them.",
             "sketch again with --token-weighting mean",
         )
     tokens = store.column("tokens").astype(np.float64)  # [N, 3]: prompt, chosen, rejected
-    weight = loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
-    return PairTerms(
-        weight=weight,
-        scale=pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm),
-        share=average_coefficients(store.column("group"), len(store.groups), settings),
-    )
+    return loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
 
 
 def pair_margins(store: GradientStore) -> Floats:

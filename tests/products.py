@@ -6,6 +6,13 @@ diagonal. Any vector of the method is a combination of rows, so P is all that is
 
 import numpy as np
 
+from congrad_cli.weights import Members
+
+
+def members_of(store, scale, share):
+    """The store's pairs in the data's groups."""
+    return Members(store.column("group"), np.asarray(scale, float), np.asarray(share, float))
+
 
 def product_table(store):
     """P of a store's decoded rows."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from products import product_table, table_errors
+from products import members_of, product_table, table_errors
 from synthetic import memory_store, normalised, random_rows
 
 from congrad_cli import console
@@ -25,10 +25,10 @@ NAN = np.nan
 
 
 def scores_of(store, scale, share, coefficients, leave_one_out=True):
-    groups = group_gradients(store, scale * share)
+    groups = group_gradients(store, store.groups, members_of(store, scale, share))
     d = np.asarray(coefficients, np.float64) @ groups.gradients
     found = Consensus(d, groups.gradients, np.asarray(coefficients, np.float64), groups.excess)
-    return pair_scores(store, found, scale, share, leave_one_out)
+    return pair_scores(store, found, members_of(store, scale, share), leave_one_out)
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from products import members_of
 from synthetic import memory_store, random_rows
 
 from congrad_cli.consensus import run as consensus
@@ -79,7 +80,8 @@ def score(directions, scale, label, average, coefficients, leave_one_out=True):
     order = np.argsort(np.sin(np.arange(len(label))))  # rows lie in two shards, out of order
     store = memory_store(directions, np.ones(len(label)), groups, [order[:3], order[3:]])
     found = consensus_of(directions, scale, share, label, coefficients)
-    return pair_scores(store, found, scale, share, leave_one_out).score, share, found
+    scores = pair_scores(store, found, members_of(store, scale, share), leave_one_out)
+    return scores.score, share, found
 
 
 @given(case=cases())
@@ -187,7 +189,7 @@ def test_filter_reports_the_brute_force_scores_of_a_store(make_store, pair_norm,
     label = store.column("group")
     scale = store.column("norm").astype(np.float64) if pair_norm == "raw" else np.ones(30)
     share = average_coefficients(label, 4, settings)
-    coefficients = read_consensus(path, "default", store)[0].coefficients
+    coefficients = read_consensus(path, "default", store).consensus.coefficients
     expected = brute_scores(store.column("direction"), scale, share, label, coefficients)
     found = [json.loads(line)["score"] for line in scores.read_bytes().splitlines()]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -290,7 +290,7 @@ def test_rows_come_back_in_row_order_over_several_shards(make_store):
     blocks = list(store.blocks(16))
     assert [len(block.row) for block in blocks] == [16, 16, 16, 2]
     for name, expected in (("row", np.arange(count)), ("direction", directions.astype(np.float32)),
-                           ("norm", norms.astype(np.float32)), ("group", np.arange(count) % 3)):
+                           ("norm", norms.astype(np.float32))):
         joined = np.concatenate([getattr(block, name) for block in blocks])
         np.testing.assert_allclose(joined, expected, atol=1e-3)  # directions: float16
         np.testing.assert_array_equal(joined, store.row if name == "row" else store.column(name))

@@ -1,5 +1,6 @@
 """Group gradients and their Gramian, streamed from the store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from congrad_cli.products import gramian, row_squares
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats
+from congrad_cli.weights import Floats, Members
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,32 @@ class GroupGradients:
     excess: Floats
 
 
-def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
-    """G_l = sum over the group's pairs of ``terms[i]`` times the stored unit direction.
+def group_gradients(
+    store: GradientStore, names: Sequence[str], members: Members
+) -> GroupGradients:
+    """G_l = sum over the group's pairs of c_i g_i.
 
-    ``terms`` [N] is c_i times the scale of g_i. Blocks are summed in float32, their sums in
-    float64, in row order.
+    Blocks are summed in float32, their sums in float64, in row order.
     """
-    names, codec = store.groups, store.header.codec
+    codec, terms = store.header.codec, members.scale * members.share
     total = np.zeros((len(names), store.header.dim))
     pairs = np.zeros(len(names), np.int64)
     excess = np.zeros((len(names), codec.width))
     begin = 0
     for block in store.blocks():
         end = begin + len(block.row)
+        label = members.label[begin:end]
         # The largest term of a block is made 1: gradients may be as small as float32 goes.
         scale = np.abs(terms[begin:end]).max() or 1.0
         picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
-        picks[block.group, np.arange(end - begin)] = terms[begin:end] / scale
+        picks[label, np.arange(end - begin)] = terms[begin:end] / scale
         total += scale * (picks @ block.direction)
         if not codec.exact:
             squares = row_squares(block.direction.astype(np.float64), codec)
-            np.add.at(excess, block.group, terms[begin:end, None] ** 2 * squares.excess)
-        pairs += np.bincount(block.group, minlength=len(names))
+            np.add.at(excess, label, terms[begin:end, None] ** 2 * squares.excess)
+        pairs += np.bincount(label, minlength=len(names))
         begin = end
-    return GroupGradients(names, pairs, total, gramian(total, excess), excess)
+    return GroupGradients(list(names), pairs, total, gramian(total, excess), excess)
 
 
 def cosines(products: Floats) -> Floats:

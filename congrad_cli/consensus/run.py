@@ -10,13 +10,18 @@ from congrad_cli.consensus.groups import GroupGradients, cosines, group_gradient
 from congrad_cli.consensus.methods import Solution
 from congrad_cli.consensus.part import take_part
 from congrad_cli.consensus.solver import solve
-from congrad_cli.direction import Consensus, consensus_file, write_consensus
+from congrad_cli.direction import (
+    Consensus,
+    StoredConsensus,
+    consensus_file,
+    write_consensus,
+)
 from congrad_cli.errors import NumericsError, StoreError
 from congrad_cli.products import group_products
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import Floats, PairTerms, pair_terms
+from congrad_cli.weights import Floats, Members, members
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,10 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
             else "the sketch command continues where it stopped",
         )
     progress.step(f"averaging {len(store):,} pairs")
-    terms = pair_terms(store, settings)
-    _tell_weights(store, terms, settings, progress)
-    groups = group_gradients(store, terms.scale * terms.share)
+    names = store.groups
+    belong = members(store, store.column("group"), len(names), settings)
+    _tell_weights(store, belong, settings, progress)
+    groups = group_gradients(store, names, belong)
     part = take_part(groups, settings)
     found_by, coefficients = _reconcile(groups, part.factor, settings)
     direction = coefficients @ groups.gradients
@@ -58,7 +64,7 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     pulled = np.abs(coefficients) @ np.sqrt(np.diagonal(groups.gramian))
     if not length > 1e-12 * pulled:
         raise NumericsError("the groups cancel each other; there is no direction.")
-    write_consensus(path, settings, found, store)
+    write_consensus(path, StoredConsensus(found, names, belong, settings), store)
     norm = np.sqrt(np.diagonal(groups.gramian))
     along = products.d_group.sum(1)
     cosine = np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0)
@@ -88,7 +94,7 @@ def _reconcile(
 
 
 def _tell_weights(
-    store: GradientStore, terms: PairTerms, settings: ConsensusSettings, progress: Progress
+    store: GradientStore, belong: Members, settings: ConsensusSettings, progress: Progress
 ) -> None:
     """Say what the loss does to the pairs, where that is not what its name promises."""
     if settings.loss not in ("dpo", "lp-dpo") and not store.has("ref_logp"):
@@ -96,7 +102,7 @@ def _tell_weights(
             f"--loss {settings.loss} weighs all pairs alike here: the store has no reference "
             "log-probabilities, so the model is its own reference"
         )
-    flipped, silent = int((terms.weight < 0).sum()), int((terms.weight == 0).sum())
+    flipped, silent = int((belong.scale < 0).sum()), int((belong.scale == 0).sum())
     if flipped:
         progress.warn(f"{flipped:,} pairs have a negative weight: the loss pushes them back")
     if silent:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.direction import Consensus
+from congrad_cli.direction import Consensus, StoredConsensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter.policy import by_score
 from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats, pair_margins, pair_terms
+from congrad_cli.weights import Floats, pair_margins, pair_weights
 
 COSINES = ("score", "mean-score")
 LOSS_OPTIONS = ("loss", "beta", "length_penalty", "label_smoothing")
@@ -52,26 +52,25 @@ def check_ranking(settings: FilterSettings) -> None:
 
 
 def rank_pairs(
-    store: GradientStore, consensus: Consensus, made: ConsensusSettings, settings: FilterSettings
+    store: GradientStore, found: StoredConsensus, settings: FilterSettings
 ) -> Ranking:
-    """The numbers that the rules apply to; ``made`` are the settings of the consensus."""
+    """The numbers that the rules apply to."""
     if settings.rank_by == "margin":
         return _plain(*_margins(store))
     if settings.rank_by == "random":
         seed = settings.seed or 0
         return _plain(random_values(store.column("digest"), seed), f"random numbers of seed {seed}")
-    terms = pair_terms(store, made)
-    weight = pair_terms(store, _own_loss(made, settings)).weight
+    weight = pair_weights(store, _own_loss(found.settings, settings))
     if settings.rank_by == "norm":
         norm = np.abs(weight) * store.column("norm")
         return replace(_plain(0.0 - norm, "minus the norm of the loss gradient"),
                        silent=weight == 0)
-    about = "cosine with the consensus"
+    consensus, about = found.consensus, "cosine with the consensus"
     if settings.rank_by == "mean-score":
         consensus, about = plain_mean(consensus), "cosine with the plain mean of the groups"
-    scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
+    scores = pair_scores(store, consensus, found.members, settings.leave_one_out)
     others = " of the other pairs" if settings.leave_one_out else ""
-    return Ranking(turn_scores(scores, terms.weight, weight), weight == 0, about + others)
+    return Ranking(turn_scores(scores, found.members.scale, weight), weight == 0, about + others)
 
 
 def plain_mean(consensus: Consensus) -> Consensus:

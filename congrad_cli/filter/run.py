@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.direction import read_consensus
+from congrad_cli.direction import StoredConsensus, read_consensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter.gates import check_gate_options
 from congrad_cli.filter.policy import check_rule, decide
@@ -42,8 +42,8 @@ def run(
     check_settings(settings)
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)
-    quotas = _quotas(store, settings)
-    consensus, made = read_consensus(path, settings.consensus, store)
+    found = read_consensus(path, settings.consensus, store)
+    quotas = _quotas(found, settings)
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")
@@ -51,20 +51,20 @@ def run(
         f"scoring {len(store):,} pairs" if settings.rank_by == "score"
         else f"ranking {len(store):,} pairs by {settings.rank_by}"
     )  # fmt: skip
-    ranking = rank_pairs(store, consensus, made, settings)
+    ranking = rank_pairs(store, found, settings)
     scores = ranking.scores
-    decisions = decide(scores.score, store.column("group"), settings, scores.error, quotas)
+    decisions = decide(scores.score, found.members.label, settings, scores.error, quotas)
     outcome = Outcome(ranking, decisions, store.skipped())
-    write_outputs(store, settings, Verdicts(store, outcome, settings.rank_by), stdout)
-    summary = summarise(store, outcome, settings, made, time.monotonic() - begun)
+    write_outputs(store, settings, Verdicts(store, found, outcome, settings.rank_by), stdout)
+    summary = summarise(store, found, outcome, settings, time.monotonic() - begun)
     if settings.summary is not None:
         with whole_file(settings.summary) as file:
             file.write(as_json(summary.to_json()).encode() + b"\n")
     return summary
 
 
-def _quotas(store: GradientStore, settings: FilterSettings) -> NDArray[np.int64] | None:
+def _quotas(found: StoredConsensus, settings: FilterSettings) -> NDArray[np.int64] | None:
     if settings.quotas is None:
         return None
-    pairs = np.bincount(store.column("group"), minlength=len(store.groups))
-    return group_quotas(read_quotas(settings.quotas), store.groups, pairs)
+    pairs = np.bincount(found.members.label, minlength=len(found.names))
+    return group_quotas(read_quotas(settings.quotas), found.names, pairs)

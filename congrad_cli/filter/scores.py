@@ -9,7 +9,7 @@ from congrad_cli.direction import Consensus
 from congrad_cli.jackknife import jackknife_error
 from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats
+from congrad_cli.weights import Floats, Members
 
 CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
@@ -47,15 +47,15 @@ class _Terms:
 
 
 def pair_scores(
-    store: GradientStore, consensus: Consensus, scale: Floats, share: Floats, leave_one_out: bool
+    store: GradientStore, consensus: Consensus, members: Members, leave_one_out: bool
 ) -> PairScores:
     """cos(g_i, d_-i) of every pair; undefined where one of the two is zero.
 
-    ``scale`` [N] turns a stored unit direction into g_i, ``share`` [N] is c_i. All that is needed
-    follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
+    All that is needed follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
     """
-    unit = np.abs(scale).max() or 1.0  # keeps squares of tiny gradients away from underflow
-    scale, a = scale / unit, consensus.coefficients
+    # keeps squares of tiny gradients away from underflow
+    unit = np.abs(members.scale).max() or 1.0
+    scale, share, a = members.scale / unit, members.share, consensus.coefficients
     consensus = Consensus(
         consensus.direction / unit, consensus.gradients / unit, a, consensus.excess / unit**2
     )
@@ -65,7 +65,8 @@ def pair_scores(
     for block in store.blocks():
         rows = slice(begin, begin + len(block.row))
         begin = rows.stop
-        direction, label, silent = block.direction.astype(np.float64), block.group, scale[rows] == 0
+        direction, silent = block.direction.astype(np.float64), scale[rows] == 0
+        label = members.label[rows]
         # a zero weight leaves the score on the sketch itself
         factor, term = np.where(silent, 1.0, scale[rows]), scale[rows] * share[rows]
         pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from congrad_cli import __version__
+from congrad_cli.direction import StoredConsensus
 from congrad_cli.filter.gates import Gate, gates
 from congrad_cli.filter.policy import KEPT, borderline
 from congrad_cli.filter.verdicts import Outcome, number
@@ -72,20 +73,20 @@ class FilterSummary:
 
 def summarise(
     store: GradientStore,
+    found: StoredConsensus,
     outcome: Outcome,
     settings: FilterSettings,
-    made: ConsensusSettings,
     seconds: float,
 ) -> FilterSummary:
     """Count what was decided about the store's data."""
-    group, count = store.column("group"), len(store.groups)
+    group, count = found.members.label, len(found.names)
     scores, decisions = outcome.ranking.scores, outcome.decisions
     waiting = store.rows - len(store) - len(outcome.skipped)  # with --allow-partial
     pairs = np.bincount(group, minlength=count).tolist()
     kept = np.bincount(group[decisions.keep], minlength=count).tolist()
     return FilterSummary(
         store=store.path,
-        names=store.groups,
+        names=found.names,
         pairs=pairs,
         kept=kept,
         median=[_median(scores.score[group == label]) for label in range(count)],
@@ -95,10 +96,10 @@ def summarise(
             *(reason for reason in decisions.reason if reason != KEPT),
         ])),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
-        gates=gates(store.groups, pairs, kept, settings),
+        gates=gates(found.names, pairs, kept, settings),
         about=outcome.ranking.about,
         settings=settings,
-        consensus=made,
+        consensus=found.settings,
         seconds=seconds,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from congrad_cli.direction import StoredConsensus
 from congrad_cli.errors import StoreError
 from congrad_cli.filter.policy import Decisions
 from congrad_cli.filter.ranking import Ranking
@@ -38,10 +39,12 @@ class Outcome:
 class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
-    def __init__(self, store: GradientStore, outcome: Outcome, rank_by: str) -> None:
+    def __init__(
+        self, store: GradientStore, found: StoredConsensus, outcome: Outcome, rank_by: str
+    ) -> None:
         self._store, self._outcome = store, outcome
         self._named = {} if rank_by == "score" else {"rank_by": rank_by}
-        self._group = store.column("group")
+        self._groups, self._label = found.names, found.members.label
         self._place = np.full(store.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
 
@@ -62,7 +65,7 @@ class Verdicts:
         flags = (decisions.flag[place], ZERO_WEIGHT if ranking.silent[place] else "")
         flag = ",".join(filter(None, flags))
         return {
-            "group": self._store.groups[self._group[place]],
+            "group": self._groups[self._label[place]],
             "score": number(ranking.scores.score[place]),
             "error": number(ranking.scores.error[place]),
             "keep": bool(decisions.keep[place]),
