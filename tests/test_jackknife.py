@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from products import members_of, product_table, table_errors
 from synthetic import memory_store, normalised, random_rows
 
-from congrad_cli import console
 from congrad_cli.consensus import run as consensus
 from congrad_cli.consensus.groups import group_gradients
 from congrad_cli.direction import Consensus
+from congrad_cli.display.filter import show_filter
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.policy import borderline, decide
 from congrad_cli.filter.scores import PairScores, pair_scores
@@ -155,7 +155,7 @@ def test_the_command_reports_errors(make_store, tmp_path, capfd, width):
     file = tmp_path / "scores.jsonl"
     summary = filtering.run(path, FilterSettings(scores=file), io.BytesIO(), Silent())
     entries = [json.loads(line) for line in file.read_bytes().splitlines()]
-    console.show_filter(summary)
+    show_filter(summary)
     said = capfd.readouterr().err
     if width == 1:
         assert {entry["error"] for entry in entries} == {None}

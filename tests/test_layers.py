@@ -15,7 +15,7 @@ PACKAGE = Path(congrad_cli.__file__).parent
 FOLDERS = ("sketch", "consensus", "filter", "loop")
 TOP = ("__main__", "cli", "console", "demo")  # what lies above the folders
 BASE = ("settings", "errors")  # what lies below everything
-COMMANDS = ("commands.", "options.")
+COMMANDS = ("commands.", "options.", "display.")
 """The shell's side of the folders; ``cli`` puts them together."""
 ROUNDS = "loop.run"
 """Drives the other folders' runs."""
@@ -66,7 +66,7 @@ def targets(name: str, inside: bool = True) -> set[str]:
 
 def level(name: str) -> int:
     """The storey of a module: 4 cli, 3 a folder's run, 2 its inside, 1 shared, 0 the base."""
-    if name in TOP or name in ("commands", "options") or name.startswith(COMMANDS):
+    if name in TOP or name in ("commands", "options", "display") or name.startswith(COMMANDS):
         return 4
     if name in BASE or name == "":
         return 0
@@ -109,7 +109,8 @@ def test_no_folder_imports_a_sibling(name):
 
 def test_only_the_command_line_uses_the_terminal():
     users = {name for name in MODULES if "console" in targets(name)}
-    assert users == {"cli", *(name for name in MODULES if name.startswith("commands."))}
+    assert users == {"cli", *(name for name in MODULES
+                              if name.startswith(("commands.", "display.")))}
 
 
 def test_no_two_modules_need_each_other():

@@ -1,6 +1,7 @@
 """``congrad consensus``: options -> settings, and the store's path on stdout."""
 
 from congrad_cli import arguments, console
+from congrad_cli.display.consensus import show_consensus
 from congrad_cli.options import consensus as options
 from congrad_cli.options import shared
 from congrad_cli.settings import METHODS, ConsensusSettings
@@ -47,7 +48,7 @@ def consensus(
 
     summary = run(path, settings, console.TerminalProgress(quiet))
     if not quiet:
-        console.show_consensus(summary, method)
+        show_consensus(summary, method)
     if require_descent:
         summary.certificate.require_descent(f"{path}, as '{name}'")
     console.print_path(path, out)

@@ -1,6 +1,7 @@
 """``congrad filter``: options -> settings, and kept lines on stdout."""
 
 from congrad_cli import arguments, console
+from congrad_cli.display.filter import show_filter
 from congrad_cli.errors import UsageError
 from congrad_cli.options import filter as options
 from congrad_cli.options import shared
@@ -64,7 +65,7 @@ def filter_pairs(
     path = arguments.store_from(store)
     summary = run(path, settings, out, console.TerminalProgress(quiet))
     if not quiet:
-        console.show_filter(summary)
+        show_filter(summary)
     if as_json:
         from congrad_cli.filter.verdicts import as_json as to_text
 
