@@ -132,7 +132,7 @@ def data_names(data: Sequence[str] | None) -> list[str]:
         raise UsageError("'' is no file of pairs.", "name a file, or - for stdin")
     if "-" in names and len(names) > 1:
         raise UsageError("- (stdin) and files together.", "pass one or the other")
-    if names == ["-"] and sys.stdin.isatty():
+    if names == ["-"] and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no data: name a file, or pipe pairs in.",
                          "congrad sketch data.jsonl --model MODEL")
     return names
@@ -183,7 +183,7 @@ def store_from(store: Path | None) -> Path:
     """The store a command works on: named, or printed by the command before it in the pipe."""
     if store is not None:
         return store
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no store: name it, or pipe its path in.",
                          "congrad sketch data.jsonl --model MODEL | congrad consensus")
     line = sys.stdin.buffer.readline().rstrip(b"\r\n")

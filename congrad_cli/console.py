@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from congrad_cli.errors import UsageError
+
 OPEN_WIDTH = 400
 HEARTBEAT_SECONDS = 30.0
 MESSAGES_SHOWN = 5
@@ -24,6 +26,8 @@ def reserve_stdout() -> BinaryIO:
     Libraries, compiled code and child processes may print; none of it may reach a pipe that
     carries data.
     """
+    if sys.stdout is None:
+        raise UsageError("stdout is closed.", "redirect it to a file, or to /dev/null")
     sys.stdout.flush()
     data = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
