@@ -66,7 +66,8 @@ def targets(name: str, inside: bool = True) -> set[str]:
 
 def level(name: str) -> int:
     """The storey of a module: 4 cli, 3 a folder's run, 2 its inside, 1 shared, 0 the base."""
-    if name in (*TOP, *ABOVE) or name in ("commands", "options", "display") or name.startswith(COMMANDS):
+    above = (*TOP, *ABOVE, "commands", "options", "display")
+    if name in above or name.startswith(COMMANDS):
         return 4
     if name in BASE or name == "":
         return 0
