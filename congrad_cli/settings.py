@@ -124,20 +124,24 @@ class FilterSettings:
     keep_at_least: int | None = None
     confidence: float | None = None  # in standard errors of the score
     leave_one_out: bool = True
+    leave_out_by: str | None = None  # a field: pairs with one value leave each other out
+    dedup: float | None = None  # least cosine of gradients that count as one
     allow_partial: bool = False
     loss: str | None = None  # None, here and below: the consensus' own
     beta: float | None = None
     length_penalty: float | None = None
     label_smoothing: float | None = None
-    consensus: str = "default"
+    consensus: str = "default"  # or another store's: STORE or STORE:NAME
     data: tuple[str, ...] = ()  # files or globs; none: where they were
     output: Path | None = None
     dropped: Path | None = None
     scores: Path | None = None
+    group_cosines: bool = False  # in the score file
     summary: Path | None = None
     annotate: bool = False  # kept and dropped records say what was decided
     max_drop_rate: float | None = None  # of the sketched pairs; above it, exit code 6
     min_per_group: int | None = None
+    max_conflict: float | None = None  # share of the pairs of groups
 
 
 def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:

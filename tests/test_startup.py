@@ -44,12 +44,13 @@ OPTIONS = {
     "filter": {
         "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
         "--per-group",
-        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
+        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out",
+        "--leave-out-by", "--dedup", "--group-cosines", "--max-conflict", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
         "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
         "--annotate", "--max-drop-rate", "--min-per-group", "--quiet", "-q",
     },
-    "show": {"STORE", "--json"},
+    "show": {"STORE", "--compare", "--json"},
     "verify": {
         "STORE", "--repair", "--quick", "--exact", "--model", "-m", "--revision", "--adapter",
         "--chat-template", "--device", "--data", "--seed", "--threads", "--json", "--quiet", "-q",

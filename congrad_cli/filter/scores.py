@@ -1,11 +1,14 @@
 """How far each pair's own gradient points along the consensus of the others."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
+from congrad_cli.filter.items import Items, Places
+from congrad_cli.filter.without import Remainder, read_in_parts, without_item
 from congrad_cli.jackknife import jackknife_error
 from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
 from congrad_cli.store import GradientStore
@@ -13,6 +16,10 @@ from congrad_cli.weights import Floats, Members
 
 CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
+
+
+BLOCK = 1024
+"""So many rows are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,40 +54,88 @@ class _Terms:
 
 
 def pair_scores(
-    store: GradientStore, consensus: Consensus, members: Members, leave_one_out: bool
+    store: GradientStore,
+    consensus: Consensus,
+    members: Members,
+    leave_one_out: bool,
+    items: Items | None = None,
 ) -> PairScores:
     """cos(g_i, d_-i) of every pair; undefined where one of the two is zero.
 
     All that is needed follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
+    The pairs of each of ``items`` are taken out of d together.
     """
-    # keeps squares of tiny gradients away from underflow
-    unit = np.abs(members.scale).max() or 1.0
-    scale, share, a = members.scale / unit, members.share, consensus.coefficients
-    consensus = Consensus(
-        consensus.direction / unit, consensus.gradients / unit, a, consensus.excess / unit**2
-    )
+    consensus, members = scaled(consensus, members)
     fixed = group_products(consensus)
     score, error = np.empty(len(store)), np.empty(len(store))
-    begin = 0
-    for block in store.blocks():
-        rows = slice(begin, begin + len(block.row))
-        begin = rows.stop
-        direction, silent = block.direction.astype(np.float64), scale[rows] == 0
-        label = members.label[rows]
+    for rows, decoded in _single_rows(store, items):
+        direction, silent = decoded.astype(np.float64), members.scale[rows] == 0
+        label, share = members.label[rows], members.share[rows]
         # a zero weight leaves the score on the sketch itself
-        factor, term = np.where(silent, 1.0, scale[rows]), scale[rows] * share[rows]
+        factor, term = np.where(silent, 1.0, members.scale[rows]), members.scale[rows] * share
         pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)
         if leave_one_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
             )
-            terms = _without_the_pair(pairs, own_group, a[label], share[rows], silent)
+            a = consensus.coefficients[label]
+            terms = _without_the_pair(pairs, own_group, a, share, silent)
         else:
             length = np.broadcast_to(fixed.d_square, pairs.square.shape)
             terms = _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
         found = terms.cosines()
         score[rows], error[rows] = found.score, found.error
-    return PairScores(score, error)
+    scores = PairScores(score, error)
+    if items is not None:
+        _score_items(store, consensus, members, items, scores)
+    return scores
+
+
+def _single_rows(
+    store: GradientStore, items: Items | None
+) -> Iterator[tuple[slice | Places, NDArray[np.float32]]]:
+    """Where the pairs are that are in no item, and their rows, in parts."""
+    begin = 0
+    if items is None or items.single.all():
+        for block in store.blocks():
+            yield slice(begin, begin := begin + len(block.row)), block.direction
+        return
+    places = np.flatnonzero(items.single)
+    for begin in range(0, len(places), BLOCK):
+        part = places[begin : begin + BLOCK]
+        yield part, store.directions(part)
+
+
+def scaled(consensus: Consensus, members: Members) -> tuple[Consensus, Members]:
+    """Both divided by the pairs' largest scale, which keeps squares of tiny gradients away from
+    underflow and changes no cosine."""
+    unit = np.abs(members.scale).max(initial=0) or 1.0
+    smaller = Consensus(consensus.direction / unit, consensus.gradients / unit,
+                        consensus.coefficients, consensus.excess / unit**2)
+    return smaller, Members(members.label, members.scale / unit, members.share)
+
+
+def _score_items(
+    store: GradientStore, consensus: Consensus, members: Members, items: Items, scores: PairScores
+) -> None:
+    """Fill in the scores of the items' pairs, each against the consensus without its item."""
+    codec = store.header.codec
+    for places, item in read_in_parts(store, items):
+        without = without_item(consensus, Remainder.of(places, members), item())
+        d = without.direction.reshape(codec.width, -1)
+        for rows in item():
+            factor = members.scale[rows.places][:, None]
+            factor = np.where(factor == 0, 1.0, factor)
+            blocks = rows.direction.reshape(len(rows.places), codec.width, -1)
+            own = factor**2 * rows.squares.true
+            terms = _Terms(
+                dot=factor * np.vecdot(blocks, d), own=own,
+                other=np.broadcast_to(without.square, own.shape),
+                parts=np.full(len(own), without.parts),
+            )  # fmt: skip
+            found = terms.cosines()
+            scores.score[rows.places] = found.score
+            scores.error[rows.places] = found.error
 
 
 def _without_the_pair(
