@@ -37,9 +37,13 @@ SLAB = 1 << 28
 """So many bytes of shortened rows are searched at a time."""
 BASE = 0.4
 """Rows whose shortened parts have a smaller cosine than this are told apart by them alone."""
-ROUNDING = 2e-6
-"""By so much a cosine of float32 rows may be off."""
-STEPS = 4000
+FEWEST = 256
+"""Shortened rows have at least so many numbers."""
+ROUNDING, SEARCHED = 1e-6, 1e-4
+"""By so much a cosine of float32 rows may be off, and one that float32 summed."""
+COLUMNS = 4096
+"""So many numbers of rows are turned into float64 at a time."""
+STEPS = 1000
 
 
 def decoded_cosine(cosine: float, code: str) -> float:
@@ -52,7 +56,7 @@ def decoded_cosine(cosine: float, code: str) -> float:
 
     integrated from 1 down with rho = cos(theta), where the integrand is smooth.
     """
-    if code not in LEVELS:
+    if code not in LEVELS or cosine == 1:
         return cosine
     levels = LEVELS[code].astype(np.float64)
     at, step = (levels[1:] + levels[:-1]) / 2, np.diff(levels)  # t_j, s_j
@@ -75,8 +79,8 @@ class NearDuplicates:
         codec = store.header.codec
         self._store, self._sign = store, np.where(weight < 0, -1, 1).astype(np.float32)
         self._least = decoded_cosine(cosine, codec.name) - ROUNDING
-        part = min(1.0, (1 - self._least) / (1 - BASE))
-        count = math.ceil(part * codec.dim)
+        part = (1 - self._least + SEARCHED) / (1 - BASE)
+        count = min(max(math.ceil(part * codec.dim), FEWEST), codec.dim)
         # spread over all sub-sketches, which differ in energy
         self._columns = np.unique(np.linspace(0, codec.dim - 1, count).astype(np.int64))
         self._size = len(self._columns) + 1
@@ -95,15 +99,15 @@ class NearDuplicates:
         self._batch = places, short
         earlier = np.full(len(places), -1, np.int64)
         for begin, kept in self._slabs():
-            asked, hit = _search(short, kept, self._least - ROUNDING)
+            asked, hit = _search(short, kept, self._least - SEARCHED)
             open_still = earlier[asked] < 0
             self._confirm(rows, asked[open_still], begin + hit[open_still], earlier)
-        asked, hit = np.nonzero(short @ short.T >= self._least - ROUNDING)
+        asked, hit = np.nonzero(short @ short.T >= self._least - SEARCHED)
         asked, hit = asked[asked != hit], hit[asked != hit]
         among = np.zeros((len(places), len(places)), bool)
         if len(asked):
             both = np.unique(asked)
-            among[np.ix_(both, both)] = rows[both] @ rows[both].T >= self._least
+            among[np.ix_(both, both)] = _products(rows[both], rows[both]) >= self._least
         return earlier, among
 
     def keep(self, chosen: NDArray[np.bool_]) -> None:
@@ -126,15 +130,18 @@ class NearDuplicates:
             if not inside.any():
                 continue
             ask, there = np.unique(asked[inside]), np.unique(hit[inside])
-            close = rows[ask] @ self._read(self._places[there]).T >= self._least
+            close = _products(rows[ask], self._read(self._places[there])) >= self._least
             found = close.any(1)
             earlier[ask[found]] = self._places[there[close[found].argmax(1)]]
 
     def _read(self, places: Places) -> Rows:
         """Rows as unit vectors that point as the pairs' gradients do, [n, D]."""
         rows = self._store.directions(places)
-        norm = np.sqrt(np.vecdot(rows, rows))
-        turned = self._sign[places] / np.where(norm > 0, norm, 1)
+        square = np.zeros(len(rows))
+        for begin in range(0, rows.shape[1], COLUMNS):
+            part = rows[:, begin : begin + COLUMNS].astype(np.float64)
+            square += np.vecdot(part, part)
+        turned = self._sign[places] / np.sqrt(np.where(square > 0, square, 1))
         return np.asarray(rows * turned[:, None], np.float32)
 
     def _shorten(self, rows: Rows) -> Rows:
@@ -151,6 +158,15 @@ class NearDuplicates:
                               shape=(min(count, len(self._places) - begin), self._size)))
             for begin in range(0, len(self._places), count)
         ]
+
+
+def _products(a: Rows, b: Rows) -> Floats:
+    """a b^T, summed in float64: many equal numbers, as 1bit has, round the same way."""
+    result = np.zeros((len(a), len(b)))
+    for begin in range(0, a.shape[1], COLUMNS):
+        part = slice(begin, begin + COLUMNS)
+        result += a[:, part].astype(np.float64) @ b[:, part].astype(np.float64).T
+    return result
 
 
 def _search(asked: Rows, kept: Rows, least: float) -> tuple[Places, Places]:
