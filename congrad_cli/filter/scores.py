@@ -7,12 +7,24 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
 from congrad_cli.jackknife import jackknife_error
-from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
+from congrad_cli.products import (
+    GroupProducts,
+    PairProducts,
+    Rows,
+    Targets,
+    exact_targets,
+    fast_targets,
+    group_products,
+    pair_products,
+)
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
 CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
+
+WEAK = 0.1
+"""Where a squared length is less of its parts', they cancel, and products are taken in float64."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +71,32 @@ def pair_scores(
     consensus = Consensus(
         consensus.direction / unit, consensus.gradients / unit, a, consensus.excess / unit**2
     )
-    fixed = group_products(consensus)
-    score, error = np.empty(len(store)), np.empty(len(store))
-    begin = 0
-    for block in store.blocks():
-        rows = slice(begin, begin + len(block.row))
-        begin = rows.stop
-        direction, silent = block.direction.astype(np.float64), scale[rows] == 0
-        label = members.label[rows]
+    codec, fixed = store.header.codec, group_products(consensus)
+    fast, exact = (make(consensus, codec.width) for make in (fast_targets, exact_targets))
+
+    def terms(place: NDArray[np.int64], direction: Rows, targets: Targets) -> _Terms:
+        silent, label = scale[place] == 0, members.label[place]
         # a zero weight leaves the score on the sketch itself
-        factor, term = np.where(silent, 1.0, scale[rows]), scale[rows] * share[rows]
-        pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)
+        factor, term = np.where(silent, 1.0, scale[place]), scale[place] * share[place]
+        pairs = pair_products(direction, label, factor, term, targets, codec)
         if leave_one_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
             )
-            terms = _without_the_pair(pairs, own_group, a[label], share[rows], silent)
-        else:
-            length = np.broadcast_to(fixed.d_square, pairs.square.shape)
-            terms = _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
-        found = terms.cosines()
-        score[rows], error[rows] = found.score, found.error
+            return _without_the_pair(pairs, own_group, a[label], share[place], silent)
+        length = np.broadcast_to(fixed.d_square, pairs.square.shape)
+        return _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
+
+    score, error = np.empty(len(store)), np.empty(len(store))
+    for block in store.blocks(label=members.label):
+        found = terms(block.place, block.direction, fast)
+        cosines = found.cosines()
+        score[block.place], error[block.place] = cosines.score, cosines.error
+        weak = np.flatnonzero(~(found.other.sum(1) > WEAK * found.parts))
+        if len(weak):
+            place, rows = block.place[weak], block.direction[weak].astype(np.float64)
+            cosines = terms(place, rows, exact).cosines()
+            score[place], error[place] = cosines.score, cosines.error
     return PairScores(score, error)
 
 
