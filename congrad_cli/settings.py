@@ -26,6 +26,9 @@ METHODS = ("pcgrad", "mean", "mgda", "upgrad", "dualproj", "cagrad", "imtl-g", "
 LENGTHLESS = ("imtl-g", "nash-mtl")
 """Methods whose direction does not depend on how long the groups' gradients are."""
 
+MOST_CLUSTERS = 500
+"""K of ``consensus --groups cluster:K`` is at most this."""
+
 WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
 
@@ -101,6 +104,8 @@ class ConsensusSettings:
     normalize_groups: str = "none"
     weights: str = "uniform"  # or "size", or a JSON object: group -> weight
     min_pairs: int = 1  # of a group that takes part
+    groups: str = "data"  # or "cluster:K"
+    merge_groups: float = 0.0  # the least cosine of groups that become one; 0: none do
     require_descent: bool = False
     loss: str = "dpo"
     beta: float = 0.1

@@ -38,6 +38,7 @@ OPTIONS = {
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
         "--pair-norm", "--normalize-groups", "--weights", "--min-pairs", "--require-descent",
+        "--groups", "--merge-groups",
         "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
         "--allow-partial", "--quiet", "-q",
     },

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.products import gramian, row_squares, runs
+from congrad_cli.products import gramian, row_squares
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
@@ -36,17 +36,20 @@ def group_gradients(
     total = np.zeros((len(names), store.header.dim))
     pairs = np.zeros(len(names), np.int64)
     excess = np.zeros((len(names), codec.width))
-    for block in store.blocks(label=members.label):
-        label, term = members.label[block.place], terms[block.place]
+    begin = 0
+    for block in store.blocks():
+        end = begin + len(block.row)
+        label = members.label[begin:end]
         # The largest term of a block is made 1: gradients may be as small as float32 goes.
-        scale = np.abs(term).max() or 1.0
-        weight = (term / scale).astype(np.float32)
-        for run in runs(label):
-            total[label[run.start]] += scale * (weight[run] @ block.direction[run])
+        scale = np.abs(terms[begin:end]).max() or 1.0
+        picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
+        picks[label, np.arange(end - begin)] = terms[begin:end] / scale
+        total += scale * (picks @ block.direction)
         if not codec.exact:
-            squares = row_squares(block.direction, codec)
-            np.add.at(excess, label, term[:, None] ** 2 * squares.excess)
+            squares = row_squares(block.direction.astype(np.float64), codec)
+            np.add.at(excess, label, terms[begin:end, None] ** 2 * squares.excess)
         pairs += np.bincount(label, minlength=len(names))
+        begin = end
     return GroupGradients(list(names), pairs, total, gramian(total, excess), excess)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from congrad_cli.consensus.certificate import Certificate, certify
+from congrad_cli.consensus.grouping import Grouping, choose_groups
 from congrad_cli.consensus.groups import GroupGradients, cosines, group_gradients
 from congrad_cli.consensus.methods import Solution
 from congrad_cli.consensus.part import take_part
@@ -36,6 +37,7 @@ class ConsensusSummary:
     conflict: Floats  # [L, L] cosines of the group gradients
     left_out: dict[str, str]  # groups that take no part, and why
     certificate: Certificate
+    grouping: Grouping  # how the groups came about
 
 
 def run(path: Path, settings: ConsensusSettings, progress: Progress) -> ConsensusSummary:
@@ -49,9 +51,10 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
             "every pair was skipped; see skipped/" if len(store.skipped()) == store.rows
             else "the sketch command continues where it stopped",
         )
+    grouping = choose_groups(store, settings, progress)
     progress.step(f"averaging {len(store):,} pairs")
-    names = store.groups
-    belong = members(store, store.column("group"), len(names), settings)
+    names = grouping.names
+    belong = members(store, grouping.label, len(names), settings)
     _tell_weights(store, belong, settings, progress)
     groups = group_gradients(store, names, belong)
     part = take_part(groups, settings)
@@ -78,6 +81,7 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
         conflict=conflict,
         left_out=part.left_out,
         certificate=certify(groups.names, cosine, conflict, part.factor > 0, found_by.gap),
+        grouping=grouping,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from congrad_cli.console import OPEN_WIDTH, on_terminal, say, table
+from congrad_cli.display.grouping import show_grouping
 
 if TYPE_CHECKING:
     from congrad_cli.consensus.run import ConsensusSummary
@@ -24,6 +25,7 @@ def show_consensus(summary: "ConsensusSummary", method: str) -> None:
             for i in order
         ],
     )
+    show_grouping(summary.grouping)
     if len(summary.names) > 1:
         _show_conflicts(summary)
     found = summary.certificate

@@ -40,6 +40,17 @@ Weights = Annotated[
                  help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
                       "or a JSON object's number for it (1 where it names none)."),
 ]
+Groups = Annotated[
+    str,
+    typer.Option(metavar="data|cluster:K",
+                 help="What is averaged over: the data's groups, or K clusters of the pairs' own "
+                      "gradients."),
+]
+MergeGroups = Annotated[
+    float,
+    typer.Option(metavar="COS", min=0.0, max=1.0,
+                 help="Groups whose gradients all have this cosine or more become one; 0: none."),
+]
 MinPairs = Annotated[
     int, typer.Option(min=1, help="Groups with fewer pairs take no part; they are still scored.")
 ]

@@ -5,15 +5,16 @@ of every window of 1,024 in another order than the data, as ``sketch`` leaves th
 and each in a process of its own: a bare pass with numpy alone over the same memory maps, which
 turns every block into float32 and takes two dot products with it; ``congrad consensus``; and the
 scores that ``filter`` ranks by, without reading and writing the data's lines. What is printed are
-the seconds of each, their ratio to the bare pass of the same turn, and the peak of anonymous
-memory (RssAnon: mapped files, which the kernel may drop, do not count). Last, ``pcgrad`` and
-``mean`` on random Gramians of 500 groups.
+seconds and CPU seconds of each, their ratios to the bare pass of the same turn, and the peak of
+anonymous memory (RssAnon: mapped files, which the kernel may drop, do not count). Last, ``pcgrad``
+and ``mean`` on random Gramians of 500 groups.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/scale.py --folder FOLDER --store-dtype int4
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -117,36 +118,44 @@ def scores(path: Path) -> None:
     rank_pairs(store, read_consensus(path, "default", store), FilterSettings())
 
 
-def measure(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds of the process, and the most MiB of anonymous memory that it was seen with."""
-    began, peak = time.monotonic(), 0
-    child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE)  # fmt: skip
-    while child.poll() is None:
-        status = Path(f"/proc/{child.pid}/status").read_text()
-        if "RssAnon:" in status:
-            peak = max(peak, int(status.partition("RssAnon:")[2].split()[0]))
-        time.sleep(0.01)
+def measure(arguments: Sequence[str]) -> tuple[float, float, float]:
+    """Seconds, CPU seconds, and the most MiB of anonymous memory that a process was seen with."""
+    began, peak, ended = time.monotonic(), 0, 0
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL) as child:
+        while not ended:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            if "RssAnon:" in status:
+                peak = max(peak, int(status.partition("RssAnon:")[2].split()[0]))
+            time.sleep(0.01)
+            ended, result, usage = os.wait4(child.pid, os.WNOHANG)
+        child.returncode = os.waitstatus_to_exitcode(result)
     if child.returncode:
-        raise SystemExit(f"{arguments} failed: {child.stderr.read().decode()}")
-    return time.monotonic() - began, peak / 1024
+        raise SystemExit(f"{arguments} failed")
+    return time.monotonic() - began, usage.ru_utime + usage.ru_stime, peak / 1024
 
 
 def time_parts(path: Path, turns: int) -> None:
     """Run all parts in turns; print medians, and least and most."""
     commands = {part: [__file__, "--part", part, "--folder", str(path)] for part in PARTS}
     commands["consensus"] = ["-m", "congrad_cli", "consensus", str(path)]
-    seconds, memory = {part: [] for part in PARTS}, dict.fromkeys(PARTS, 0.0)
+    found = {part: [] for part in PARTS}
     for _ in range(turns):
         for part, command in commands.items():
-            taken, peak = measure(command)
-            seconds[part].append(taken)
-            memory[part] = max(memory[part], peak)
-    for part, times in seconds.items():
-        ratios = [mine / bare for mine, bare in zip(times, seconds["bare"], strict=True)]
-        print(f"{part}: {statistics.median(times):.1f} s [{min(times):.1f}, {max(times):.1f}], "
-              f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] of the bare "
-              f"pass, RssAnon {memory[part]:,.0f} MiB", flush=True)
+            found[part].append(measure(command))
+    for part, mine in found.items():
+        print(f"{part}: {spread([seconds for seconds, *_ in mine])} s, "
+              f"{spread([cpu for _, cpu, _ in mine])} s of CPU", end="")
+        for number, what in ((0, "time"), (1, "CPU time")):
+            ratios = [one[number] / bare[number]
+                      for one, bare in zip(mine, found["bare"], strict=True)]
+            print(f", {spread(ratios, 2)} of the bare pass' {what}", end="")
+        print(f", RssAnon {max(peak for *_, peak in mine):,.0f} MiB", flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Median, least and most."""
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} [{least:.{digits}f}, {most:.{digits}f}]"
 
 
 def time_solvers(groups: int) -> None:
