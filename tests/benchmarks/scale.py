@@ -137,7 +137,7 @@ def measure(arguments: Sequence[str]) -> tuple[float, float, float]:
 def time_parts(path: Path, turns: int) -> None:
     """Run all parts in turns; print medians, and least and most."""
     commands = {part: [__file__, "--part", part, "--folder", str(path)] for part in PARTS}
-    commands["consensus"] = ["-m", "congrad_cli", "consensus", str(path)]
+    commands["consensus"] = ["-m", "congrad_cli", "consensus", str(path), "--quiet"]
     found = {part: [] for part in PARTS}
     for _ in range(turns):
         for part, command in commands.items():
