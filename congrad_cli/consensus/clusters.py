@@ -66,19 +66,16 @@ def cluster_pairs(store: GradientStore, sign: Floats, count: int, seed: int) -> 
     digest = np.ascontiguousarray(store.column("digest")).view("S16").reshape(-1)
     order = np.argsort(digest, kind="stable")  # of digests: as good as drawn at random
     sample = order[:SAMPLE]
-    place_of = _trained(store, sample, sign, count, seed)
-    centres = _centres(store, sample, sign, place_of, count)
-    label, total, square = _assigned(store, sign, centres)
+    centres = _centres(store, sample, sign, _trained(store, sample, sign, count, seed), count)
+    label, cohesion = _assigned(store, sign, centres)
     size = np.bincount(label, minlength=count)
-    first = np.full(count, len(order))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    np.minimum.at(first, label, rank)
+    first = np.full(count, len(order))  # of its pairs by digest: no two clusters share one
+    np.minimum.at(first, label[order], np.arange(len(order)))
     by_size = np.lexsort((first, -size))
     new = np.empty(count, np.int32)
     new[by_size] = np.arange(count)
     kept = by_size[: int((size > 0).sum())]
-    return Clusters(new[label], _cohesion(total, square, size)[kept], count - len(kept))
+    return Clusters(new[label], cohesion[kept], count - len(kept))
 
 
 def fold(rows: Rows, length: int, seed: int) -> Rows:
@@ -100,10 +97,8 @@ def _trained(
     """The cluster of every sampled pair."""
     length = min(store.header.dim, max(TRAINING // len(sample), SHORTEST))
     points = np.empty((len(sample), length), np.float32)
-    for part, rows in _turned(store, sample, sign):
-        folded = fold(rows, length, seed)
-        norm = np.sqrt(np.vecdot(folded, folded))[:, None]
-        points[part] = np.divide(folded, norm, out=np.zeros_like(folded), where=norm > 0)
+    for some, rows in _turned(store, sample, sign):
+        points[some] = _units(fold(rows, length, seed))
     few = points[: max(4096, 32 * count)]
     began = [_lloyd(few, plus_plus(few, count, seed + number), FIRST_STEPS, seed)
              for number in range(BEGINNINGS)]
@@ -162,44 +157,47 @@ def _centres(
     store: GradientStore, sample: NDArray[np.int64], sign: Floats, label: Labels, count: int
 ) -> Rows:
     """The direction of every cluster's sampled pairs, [K, D]; zero where there are none."""
-    total = np.zeros((count, store.header.dim), np.float32)
-    by_label = np.argsort(label, kind="stable")
-    for part, rows in _turned(store, sample[by_label], sign):
-        _add(total, rows, label[by_label[part]])
-    norm = np.sqrt(np.vecdot(total, total))[:, None]
-    total /= np.where(norm > 0, norm, 1)
-    return total
+    total = np.zeros((count, store.header.dim))
+    for some, rows in _turned(store, sample, sign):
+        _add(total, rows, label[some])
+    return _units(total.astype(np.float32))
 
 
-def _assigned(store: GradientStore, sign: Floats, centres: Rows) -> tuple[Labels, Rows, Floats]:
-    """Of all pairs: the nearest cluster [N]; per cluster the sum [K, D] of their directions, and
-    of the squares of these, [K]."""
+def _assigned(store: GradientStore, sign: Floats, centres: Rows) -> tuple[Labels, Floats]:
+    """The nearest cluster of every pair, [N], and the cohesion of every cluster, [K].
+
+    That is |S|^2 without the squares of its rows themselves, S the sum of a cluster's directions.
+    """
     label = np.empty(len(store), np.int32)
-    total = np.zeros_like(centres)
-    square, true = np.zeros(len(centres)), np.zeros(len(centres))
+    total = np.zeros(centres.shape)
+    true, excess = np.zeros(len(centres)), np.zeros(len(centres))
     for block in store.blocks():
-        rows = block.direction * _signs(sign[block.place])
+        rows = block.direction
+        rows *= _signs(sign[block.place])
         found = _nearest(rows, centres)
         label[block.place] = found
-        by_label = np.argsort(found, kind="stable")
-        _add(total, rows[by_label], found[by_label])
+        _add(total, rows, found)
         squares = row_squares(rows, store.header.codec)
-        np.add.at(square, found, (squares.true + squares.excess).sum(1))
         np.add.at(true, found, squares.true.sum(1))
-    return label, total, np.stack([square, true])
+        np.add.at(excess, found, squares.excess.sum(1))
+    size = np.bincount(label, minlength=len(centres))
+    among = np.vecdot(total, total) - true - excess
+    pairs = true * (size - 1)  # n (n - 1), but for what rounding leaves of |x|^2 = 1
+    return label, np.asarray(among / np.where(pairs > 0, pairs, np.nan), np.float64)
 
 
-def _cohesion(total: Rows, square: Floats, size: NDArray[np.int64]) -> Floats:
-    """The mean cosine of two different pairs of a cluster: |S|^2 without its rows' own squares."""
-    among = np.array([float(np.vdot(row, row)) for row in total.astype(np.float64)]) - square[0]
-    pairs = square[1] * (size - 1)
-    return np.asarray(among / np.where(pairs > 0, pairs, np.nan), np.float64)
+def _add(total: Floats, rows: Rows, label: Labels) -> None:
+    """Add rows [n, D] to the sums [K, D] of their labels."""
+    order = np.argsort(label, kind="stable")
+    for run in runs(label[order]):
+        inside = order[run]
+        total[label[inside[0]]] += rows[inside].sum(0)
 
 
-def _add(total: Rows, rows: Rows, label: Labels) -> None:
-    """Add rows, those of one label standing together, to their labels' sums [K, D]."""
-    for run in runs(label):
-        total[label[run.start]] += rows[run].sum(0)
+def _units(rows: Rows) -> Rows:
+    """Each row divided by its length; zero stays zero."""
+    norm = np.sqrt(np.vecdot(rows, rows))[:, None]
+    return np.asarray(rows / np.where(norm > 0, norm, 1), np.float32)
 
 
 def _nearest(rows: Rows, centres: Rows) -> Labels:
@@ -211,12 +209,16 @@ def _nearest(rows: Rows, centres: Rows) -> Labels:
 
 def _turned(
     store: GradientStore, places: NDArray[np.int64], sign: Floats
-) -> Iterator[tuple[slice, Rows]]:
-    """The directions of the pairs at ``places``, turned by ``sign``, some at a time."""
+) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+    """The directions of the pairs at ``places``, turned by ``sign``, and which of them they are.
+
+    They come some at a time, and as the store has them: few of its files are open at once.
+    """
+    order = np.argsort(places)
     step = max(min(PART, (1 << 22) // store.header.dim), 1)
     for begin in range(0, len(places), step):
-        part = slice(begin, min(begin + step, len(places)))
-        yield part, store.directions(places[part]) * _signs(sign[places[part]])
+        some = order[begin : begin + step]
+        yield some, store.directions(places[some]) * _signs(sign[places[some]])
 
 
 def _signs(sign: Floats) -> Rows:
