@@ -12,7 +12,7 @@ Method = Annotated[
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
 ]
-ConsensusSeed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders.")]
+ConsensusSeed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders, and of clusters.")]
 Average = Annotated[
     str,
     typer.Option(metavar="mean|ema",
