@@ -24,6 +24,7 @@ keep the shares of the blocks. float16 rows stand for themselves, and all E are 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,8 @@ class PairProducts:
     with_group: Floats
 
 
-def row_squares(direction: Floats, codec: Codec) -> RowSquares:
-    """The squares of decoded rows [n, D]."""
+def row_squares(direction: Floats | NDArray[np.float32], codec: Codec) -> RowSquares:
+    """The squares of decoded rows [n, D], summed in their own precision in each sub-sketch."""
     blocks = _blocks(direction, codec.width)
     decoded = np.asarray(np.vecdot(blocks, blocks), np.float64)
     if codec.exact:
@@ -116,6 +117,6 @@ def pair_products(
     )
 
 
-def _blocks(vectors: Floats, width: int) -> Floats:
+def _blocks(vectors: NDArray[Any], width: int) -> NDArray[Any]:
     """[.., D] -> [.., r, W]."""
     return vectors.reshape(*vectors.shape[:-1], width, vectors.shape[-1] // width)
