@@ -1,8 +1,9 @@
 """The consensus as it lies in the store: written by ``consensus``, read by ``filter``."""
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.settings import FORMAT, ConsensusSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
+from congrad_cli.tensors import Arrays, map_arrays, pack_arrays, replace_file
 from congrad_cli.weights import Members
 
 
@@ -29,12 +30,16 @@ class Consensus:
 
 @dataclass(frozen=True)
 class StoredConsensus:
-    """A consensus, the names [L] of its groups, what every pair added to them, and its options."""
+    """A consensus, the names [L] of its groups, what every pair added to them, and its options.
+
+    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``.
+    """
 
     consensus: Consensus
     names: list[str]
     members: Members
     settings: ConsensusSettings
+    findings: dict[str, Any] = field(default_factory=dict)
 
 
 def consensus_file(path: Path, name: str) -> Path:
@@ -44,16 +49,22 @@ def consensus_file(path: Path, name: str) -> Path:
     return path / "consensus" / f"{name}.safetensors"
 
 
-def write_consensus(path: Path, found: StoredConsensus, store: GradientStore) -> None:
-    """Write ``consensus/NAME.safetensors``, replacing an older one of that name."""
+def write_consensus(
+    path: Path, found: StoredConsensus, store: GradientStore, more: Arrays | None = None
+) -> None:
+    """Write ``consensus/NAME.safetensors``, replacing an older one of that name.
+
+    ``more`` are arrays for whoever opens the file; nothing here reads them back.
+    """
     metadata = {
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
         "settings": asdict(found.settings),
         "groups": found.names,
         "pairs": pairs_digest(store),
+        "findings": found.findings,
     }
-    data = pack_arrays(vars(found.consensus) | vars(found.members), metadata)
+    data = pack_arrays(vars(found.consensus) | vars(found.members) | (more or {}), metadata)
     replace_file(consensus_file(path, found.settings.name), data)
 
 
@@ -97,7 +108,9 @@ def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsens
         raise StoreError(f"{file}: unknown settings ({error}).") from error
     copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
     belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
-    return StoredConsensus(Consensus(**copies), names, belong, settings)
+    findings = metadata.get("findings")  # an older congrad wrote none
+    return StoredConsensus(Consensus(**copies), names, belong, settings,
+                           findings if isinstance(findings, dict) else {})
 
 
 def _check_kinds(settings: ConsensusSettings) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.consensus.averages import averages
 from congrad_cli.consensus.clusters import cluster_pairs
-from congrad_cli.consensus.groups import cosines, group_gradients
+from congrad_cli.consensus.groups import cosines
 from congrad_cli.consensus.merging import merge_alike, merged_names
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
@@ -94,7 +95,7 @@ def _merged(
     names = grouping.names
     progress.step(f"comparing {len(names):,} groups")
     belong = members(store, grouping.label, len(names), settings)
-    groups = group_gradients(store, names, belong)
+    groups = averages(store, names, belong, settings).groups
     allowed = (groups.pairs >= settings.min_pairs) & (np.diagonal(groups.gramian) > 0)
     sets = merge_alike(names, cosines(groups.gramian), allowed, settings.merge_groups)
     new_names = merged_names(names, sets)
