@@ -1,7 +1,7 @@
 """The consensus as it lies in the store: written by ``consensus``, read by ``filter``."""
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ class Consensus:
 
 @dataclass(frozen=True)
 class StoredConsensus:
-    """A consensus, the names [L] of its groups, what every pair added to them, and its options."""
+    """A consensus, the names [L] of its groups, what every pair added to them, and its options.
+
+    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``.
+    """
 
     consensus: Consensus
     names: list[str]
     members: Members
     settings: ConsensusSettings
+    findings: dict[str, Any] = field(default_factory=dict)
 
 
 def consensus_file(path: Path, name: str) -> Path:
@@ -46,17 +50,24 @@ def consensus_file(path: Path, name: str) -> Path:
     return path / "consensus" / f"{name}.safetensors"
 
 
-def write_consensus(path: Path, found: StoredConsensus, store: GradientStore) -> None:
-    """Write ``consensus/NAME.safetensors``, replacing an older one of that name."""
+def write_consensus(
+    path: Path, found: StoredConsensus, store: GradientStore, more: Arrays | None = None
+) -> None:
+    """Write ``consensus/NAME.safetensors``, replacing an older one of that name.
+
+    ``more`` are arrays for whoever opens the file; nothing here reads them back.
+    """
     metadata = {
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
         "settings": asdict(found.settings),
         "groups": found.names,
         "pairs": pairs_digest(store),
+        "findings": found.findings,
     }
-    who = {"digest": store.column("digest")}  # a released file says by itself which pairs it saw
-    data = pack_arrays(vars(found.consensus) | vars(found.members) | who, metadata)
+    # a file that is released says by itself which pairs it was made of
+    arrays = vars(found.consensus) | vars(found.members) | {"digest": store.column("digest")}
+    data = pack_arrays(arrays | (more or {}), metadata)
     replace_file(consensus_file(path, found.settings.name), data)
 
 
@@ -107,7 +118,9 @@ def parse_consensus(
         raise StoreError(f"{file}: unknown settings ({error}).") from error
     copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
     belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
-    return StoredConsensus(Consensus(**copies), names, belong, settings)
+    findings = metadata.get("findings")  # an older congrad wrote none
+    return StoredConsensus(Consensus(**copies), names, belong, settings,
+                           findings if isinstance(findings, dict) else {})
 
 
 def _check_kinds(settings: ConsensusSettings) -> None:

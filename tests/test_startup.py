@@ -37,8 +37,9 @@ OPTIONS = {
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
-        "--pair-norm", "--normalize-groups", "--weights", "--min-pairs", "--require-descent",
-        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
+        "--trim", "--pair-norm", "--normalize-groups", "--weights", "--groups", "--merge-groups",
+        "--min-pairs", "--require-descent",
+        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {

@@ -141,9 +141,9 @@ def _shared_excess(store: GradientStore, one: Target, two: Target) -> float:
         * target.members.scale * target.members.share
         for target in (one, two)
     )  # fmt: skip
-    total, begin = 0.0, 0
+    total = 0.0
     for block in store.blocks():
-        part = slice(begin, begin := begin + len(block.row))
+        part = block.place
         excess = row_squares(block.direction.astype(np.float64), store.header.codec).excess
         total += float((u[part] * other[part]) @ excess.sum(1))
     return total

@@ -36,10 +36,10 @@ def _group_gradients(store: GradientStore, settings: ConsensusSettings) -> Float
     belong = members(store, store.column("group"), count, settings)
     terms = belong.scale * belong.share
     largest = np.abs(terms).max(initial=0) or 1.0  # gradients may be as small as float32 goes
-    total, begin = np.zeros((count, store.header.dim)), 0
+    total = np.zeros((count, store.header.dim))
     for block in store.blocks():
-        part = slice(begin, begin := begin + len(block.row))
-        picks = np.zeros((count, len(block.row)), np.float32)
-        picks[belong.label[part], np.arange(len(block.row))] = terms[part] / largest
+        part = block.place
+        picks = np.zeros((count, len(part)), np.float32)
+        picks[belong.label[part], np.arange(len(part))] = terms[part] / largest
         total += picks @ block.direction
     return total

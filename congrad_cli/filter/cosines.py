@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from congrad_cli.direction import Consensus
 from congrad_cli.filter.items import Items
 from congrad_cli.filter.scores import CANCELLED, scaled
-from congrad_cli.filter.without import ROWS, Remainder, Rows, read_in_parts
+from congrad_cli.filter.without import ROWS, Remainder, Rows, count_pulling, read_in_parts
 from congrad_cli.products import row_squares
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
@@ -33,21 +33,20 @@ def group_cosines(
     result = _spool(len(store), len(consensus.gradients))
     sign = np.where(weight < 0, -1.0, 1.0)[:, None]
     square = np.vecdot(consensus.gradients, consensus.gradients) - consensus.excess.sum(1)  # [L]
-    begin = 0
+    pulling = count_pulling(members, len(square))
     for block in store.blocks(ROWS):
-        part = slice(begin, begin := begin + len(block.row))
-        direction = block.direction.astype(np.float64)
+        part, direction = block.place, block.direction.astype(np.float64)
         squares = row_squares(direction, store.header.codec)
         own = squares.true.sum(1)
         dot = direction @ consensus.gradients.T  # [n, L]
         other = np.broadcast_to(square, dot.shape).copy()
         if items is not None:
-            share = members.share[part]
-            term = Term(members.label[part], members.scale[part] * share, share > 1 - 1e-12)
+            label, factor = members.label[part], members.scale[part] * members.share[part]
+            term = Term(label, factor, pulling[label] == (factor != 0))
             _leave_out(dot, other, term, own, squares.excess.sum(1))
         result[part] = sign[part] * _cosines(dot, own, other)
     for places, item in read_in_parts(store, items) if items is not None else ():
-        left = Remainder.of(places, members)
+        left = Remainder.of(places, members, pulling)
         rest, length = _rest(consensus, left, item())
         for rows in item():
             dot = rows.direction @ rest.T
@@ -58,7 +57,7 @@ def group_cosines(
 
 @dataclass(frozen=True)
 class Term:
-    """Of n pairs: their groups, their c_i f_i, and whether they are their whole groups."""
+    """Of n pairs: their groups, their c_i f_i, and whether the groups are empty without them."""
 
     label: NDArray[np.int32]
     factor: Floats

@@ -1,25 +1,37 @@
 """How far each pair's own gradient points along the consensus of the others."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
-from congrad_cli.filter.items import Items, Places
-from congrad_cli.filter.without import Remainder, read_in_parts, without_item
+from congrad_cli.filter.items import Items
+from congrad_cli.filter.without import (
+    Remainder,
+    count_pulling,
+    read_in_parts,
+    without_item,
+)
 from congrad_cli.jackknife import jackknife_error
-from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
+from congrad_cli.products import (
+    GroupProducts,
+    PairProducts,
+    Rows,
+    Targets,
+    exact_targets,
+    fast_targets,
+    group_products,
+    pair_products,
+)
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
 CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
 
-
-BLOCK = 1024
-"""So many rows are decoded at a time."""
+WEAK = 0.1
+"""Where a squared length is less of its parts', they cancel, and products are taken in float64."""
 
 
 @dataclass(frozen=True)
@@ -66,44 +78,38 @@ def pair_scores(
     The pairs of each of ``items`` are taken out of d together.
     """
     consensus, members = scaled(consensus, members)
-    fixed = group_products(consensus)
-    score, error = np.empty(len(store)), np.empty(len(store))
-    for rows, decoded in _single_rows(store, items):
-        direction, silent = decoded.astype(np.float64), members.scale[rows] == 0
-        label, share = members.label[rows], members.share[rows]
+    scale, share, a = members.scale, members.share, consensus.coefficients
+    codec, fixed = store.header.codec, group_products(consensus)
+    fast, exact = (make(consensus, codec.width) for make in (fast_targets, exact_targets))
+
+    def terms(place: NDArray[np.int64], direction: Rows, targets: Targets) -> _Terms:
+        silent, label = scale[place] == 0, members.label[place]
         # a zero weight leaves the score on the sketch itself
-        factor, term = np.where(silent, 1.0, members.scale[rows]), members.scale[rows] * share
-        pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)
+        factor, term = np.where(silent, 1.0, scale[place]), scale[place] * share[place]
+        pairs = pair_products(direction, label, factor, term, targets, codec)
         if leave_one_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
             )
-            a = consensus.coefficients[label]
-            terms = _without_the_pair(pairs, own_group, a, share, silent)
-        else:
-            length = np.broadcast_to(fixed.d_square, pairs.square.shape)
-            terms = _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
-        found = terms.cosines()
-        score[rows], error[rows] = found.score, found.error
+            return _without_the_pair(pairs, own_group, a[label], share[place], silent)
+        length = np.broadcast_to(fixed.d_square, pairs.square.shape)
+        return _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
+
+    score, error = np.empty(len(store)), np.empty(len(store))
+    alone = None if items is None else np.flatnonzero(items.single)
+    for block in store.blocks(label=members.label, places=alone):
+        found = terms(block.place, block.direction, fast)
+        cosines = found.cosines()
+        score[block.place], error[block.place] = cosines.score, cosines.error
+        weak = np.flatnonzero(~(found.other.sum(1) > WEAK * found.parts))
+        if len(weak):
+            place, rows = block.place[weak], block.direction[weak].astype(np.float64)
+            cosines = terms(place, rows, exact).cosines()
+            score[place], error[place] = cosines.score, cosines.error
     scores = PairScores(score, error)
     if items is not None:
         _score_items(store, consensus, members, items, scores)
     return scores
-
-
-def _single_rows(
-    store: GradientStore, items: Items | None
-) -> Iterator[tuple[slice | Places, NDArray[np.float32]]]:
-    """Where the pairs are that are in no item, and their rows, in parts."""
-    begin = 0
-    if items is None or items.single.all():
-        for block in store.blocks():
-            yield slice(begin, begin := begin + len(block.row)), block.direction
-        return
-    places = np.flatnonzero(items.single)
-    for begin in range(0, len(places), BLOCK):
-        part = places[begin : begin + BLOCK]
-        yield part, store.directions(part)
 
 
 def scaled(consensus: Consensus, members: Members) -> tuple[Consensus, Members]:
@@ -120,8 +126,9 @@ def _score_items(
 ) -> None:
     """Fill in the scores of the items' pairs, each against the consensus without its item."""
     codec = store.header.codec
+    pulling = count_pulling(members, len(consensus.coefficients))
     for places, item in read_in_parts(store, items):
-        without = without_item(consensus, Remainder.of(places, members), item())
+        without = without_item(consensus, Remainder.of(places, members, pulling), item())
         d = without.direction.reshape(codec.width, -1)
         for rows in item():
             factor = members.scale[rows.places][:, None]

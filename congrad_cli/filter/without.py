@@ -88,7 +88,7 @@ class Remainder:
     """What an item leaves of the T groups that it touches.
 
     ``groups`` [T] are their numbers, and ``inverse`` [M] says in which of them each pair of the
-    item is. ``taken`` [T] is C_l; ``alone`` [T] marks groups that the item is all of. ``term``
+    item is. ``taken`` [T] is C_l; ``alone`` [T] marks groups of which nothing is left. ``term``
     [M] holds the pairs' c_j f_j.
     """
 
@@ -99,13 +99,23 @@ class Remainder:
     term: Floats
 
     @staticmethod
-    def of(places: Places, members: Members) -> "Remainder":
-        """From what the item's pairs added."""
+    def of(places: Places, members: Members, pulling: Places) -> "Remainder":
+        """From what the item's pairs added; ``pulling`` is :func:`count_pulling`."""
         share = members.share[places]
+        term = members.scale[places] * share
         groups, inverse = np.unique(members.label[places], return_inverse=True)
         taken = np.bincount(inverse, share, len(groups)).astype(np.float64)
-        return Remainder(groups.astype(np.int64), inverse, taken, taken > 1 - 1e-12,
-                         members.scale[places] * share)
+        gone = np.bincount(inverse, term != 0, len(groups)).astype(np.int64)
+        alone = (pulling[groups] == gone) | (taken > 1 - 1e-12)
+        return Remainder(groups.astype(np.int64), inverse, taken, alone, term)
+
+
+def count_pulling(members: Members, groups: int) -> Places:
+    """How many pairs of each group its gradient is made of, [L]; those of weight 0 are not.
+
+    A group is empty without an item where it has no others: rounding would leave it a direction.
+    """
+    return np.bincount(members.label, members.scale * members.share != 0, groups).astype(np.int64)
 
 
 @dataclass(frozen=True)
