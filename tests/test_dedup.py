@@ -150,7 +150,7 @@ def test_the_search_finds_what_comparing_everything_finds(seed, store_dtype, cos
     found = []
     with pytest.MonkeyPatch.context() as patch:
         if small:
-            patch.setattr(duplicates, "SLAB", 1)
+            patch.setattr(duplicates, "SLAB_ROWS", 4)
             patch.setattr(duplicates, "FEWEST", 1)
             patch.setattr(duplicates, "COLUMNS", 50)
             patch.setattr(duplicates, "BATCH", 3)

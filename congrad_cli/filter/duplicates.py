@@ -15,7 +15,7 @@ cosine of 0.98 reads as 0.87, with int4 as 0.97. The threshold is lowered accord
 :func:`decoded_cosine`.
 
 Cost, for K rows kept of C that are looked at: C K / 2 products of so many numbers, and K of them
-in a temporary file. Memory holds ``BATCH`` rows and ``SLAB`` bytes of that file.
+in a temporary file. Memory holds a few times ``BATCH`` rows, a slab of that file and its hits.
 """
 
 import math
@@ -33,8 +33,8 @@ Rows = NDArray[np.float32]
 
 BATCH = 1024
 """So many rows are compared with the others at a time."""
-SLAB = 1 << 28
-"""So many bytes of shortened rows are searched at a time."""
+SLAB, SLAB_ROWS = 1 << 28, 1 << 14
+"""So many bytes, and rows, of the shortened rows are searched at a time: all may be hits."""
 BASE = 0.4
 """Rows whose shortened parts have a smaller cosine than this are told apart by them alone."""
 FEWEST = 256
@@ -152,7 +152,7 @@ class NearDuplicates:
 
     def _slabs(self) -> "list[tuple[int, Rows]]":
         """The shortened rows kept, in parts: where each begins, and a map of it."""
-        count = max(SLAB // (4 * self._size), BATCH)
+        count = min(max(SLAB // (4 * self._size), BATCH), SLAB_ROWS)
         return [
             (begin, np.memmap(self._file, np.float32, "r", offset=begin * self._size * 4,
                               shape=(min(count, len(self._places) - begin), self._size)))
