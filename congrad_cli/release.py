@@ -99,6 +99,9 @@ def read_released(place: ConsensusPlace) -> Released:
     label, digest = arrays.get("label"), arrays.get("digest")
     pairs = len(label) if label is not None and label.ndim == 1 else 0
     found = parse_consensus(place.file, arrays, metadata, header, pairs, cure)
+    for array in (*vars(found.consensus).values(), *vars(found.members).values()):
+        if not np.isfinite(array).all():
+            raise StoreError(f"{place.file}: it holds a number that is not finite.", cure)
     if digest is None:
         return Released(found, None)
     if digest.dtype != np.uint8 or digest.shape != (pairs, 16):

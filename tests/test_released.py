@@ -250,6 +250,18 @@ def test_a_changed_byte_of_what_was_released_is_found(stores):
         filtering.run(path, FilterSettings(consensus=str(released)), io.BytesIO(), Silent())
 
 
+def test_a_direction_that_is_no_number_is_refused(stores):
+    """Nothing would have a score against it."""
+    path, released, _ = stores()
+    file = released / "consensus/default.safetensors"
+    arrays, metadata = map_arrays(file)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    arrays["direction"][3] = np.nan
+    file.write_bytes(pack_arrays(arrays, metadata))
+    with pytest.raises(StoreError, match="a number that is not finite"):
+        filtering.run(path, FilterSettings(consensus=str(released)), io.BytesIO(), Silent())
+
+
 def test_items_have_no_part_in_a_released_direction(stores):
     path, released, _ = stores()
     settings = FilterSettings(consensus=str(released), leave_out_by="id")

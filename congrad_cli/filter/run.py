@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from congrad_cli.errors import UsageError
 from congrad_cli.filter.conflict import count_conflicts
@@ -14,11 +15,10 @@ from congrad_cli.filter.distinct import decide_distinct
 from congrad_cli.filter.duplicates import NearDuplicates
 from congrad_cli.filter.gates import check_gate_options
 from congrad_cli.filter.items import Items, make_items, read_values
-from congrad_cli.filter.policy import Decisions, check_rule, decide
+from congrad_cli.filter.policy import check_rule, decide
 from congrad_cli.filter.quotas import group_quotas, read_quotas
 from congrad_cli.filter.ranking import (
     COSINES,
-    Ranking,
     check_ranking,
     own_loss,
     own_weights,
@@ -32,7 +32,6 @@ from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import Floats
 
 
 def check_settings(settings: FilterSettings) -> None:
@@ -63,6 +62,7 @@ def run(
     require_complete(store, settings.allow_partial, progress)
     target = find_target(store, settings.consensus, progress)
     _check_target(store, target, settings)
+    quotas = _quotas(target, settings)
     items = _items(store, target, settings, progress)
     progress.step(
         f"scoring {len(store):,} pairs" if settings.rank_by == "score"
@@ -70,7 +70,14 @@ def run(
     )  # fmt: skip
     ranking = rank_pairs(store, target, settings, items)
     weight = own_weights(store, target, settings)
-    decisions = _decide(store, target, ranking, weight, settings, progress)
+    scores = ranking.scores
+    case = (scores.score, target.label, settings, scores.error, quotas)
+    if settings.dedup is None:
+        decisions = decide(*case)
+    else:
+        progress.step("looking for near-duplicates")
+        with closing(NearDuplicates(store, weight, settings.dedup)) as rows:
+            decisions = decide_distinct(*case, rows)
     cosines = conflicts = None
     if settings.group_cosines:
         progress.step("comparing pairs with groups")
@@ -115,18 +122,8 @@ def _items(
     return items
 
 
-def _decide(
-    store: GradientStore, target: Target, ranking: Ranking, weight: Floats,
-    settings: FilterSettings, progress: Progress,
-) -> Decisions:
-    """What the rule says of the pairs, and of those that are too alike."""
-    scores = ranking.scores
-    quotas = None
-    if settings.quotas is not None:
-        pairs = np.bincount(target.label, minlength=len(target.names))
-        quotas = group_quotas(read_quotas(settings.quotas), target.names, pairs)
-    if settings.dedup is None:
-        return decide(scores.score, target.label, settings, scores.error, quotas)
-    progress.step("looking for near-duplicates")
-    with closing(NearDuplicates(store, weight, settings.dedup)) as rows:
-        return decide_distinct(scores.score, target.label, settings, scores.error, quotas, rows)
+def _quotas(target: Target, settings: FilterSettings) -> NDArray[np.int64] | None:
+    if settings.quotas is None:
+        return None
+    pairs = np.bincount(target.label, minlength=len(target.names))
+    return group_quotas(read_quotas(settings.quotas), target.names, pairs)
