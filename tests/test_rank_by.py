@@ -17,6 +17,7 @@ from congrad_cli.direction import Consensus, StoredConsensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.ranking import check_ranking, random_values, rank_pairs
+from congrad_cli.filter.target import own_target
 from congrad_cli.progress import Silent
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
@@ -41,8 +42,8 @@ def ranked(store, made=None, **options):
     found = Consensus(d, np.ones((3, len(d))), np.ones(3), np.zeros((3, 1)))
     made = made or ConsensusSettings()
     belong = members(store, store.column("group"), 3, made)
-    return rank_pairs(
-        store, StoredConsensus(found, store.groups, belong, made), FilterSettings(**options))
+    target = own_target(store, StoredConsensus(found, store.groups, belong, made))
+    return rank_pairs(store, target, FilterSettings(**options))
 
 
 def test_the_margin_is_the_policys_own_without_a_reference():

@@ -313,6 +313,23 @@ def test_coded_rows_come_back_decoded_and_in_row_order(make_store, store_dtype):
         assert store.column(name).dtype == kind
 
 
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_blocks_by_label_hold_the_same_rows(make_store, store_dtype):
+    """In the order of their labels, and of the rows within one."""
+    rng = np.random.default_rng(0)
+    order, label = rng.permutation(50), rng.integers(0, 3, 50).astype(np.int32)
+    path = make_store(rng.standard_normal((50, 32)), rng.uniform(1, 2, 50),
+                      shards=[order[:7], order[7:8], order[8:]], width=4, store_dtype=store_dtype)
+    store = GradientStore.open(path)
+    for plain, sorted_ in zip(store.blocks(16), store.blocks(16, label), strict=True):
+        within = sorted_.place - sorted_.place.min()
+        keys = list(zip(label[sorted_.place].tolist(), within.tolist(), strict=True))
+        assert keys == sorted(keys)
+        assert sorted(sorted_.place.tolist()) == plain.place.tolist()
+        for name in ("row", "direction", "norm"):
+            np.testing.assert_array_equal(getattr(sorted_, name), getattr(plain, name)[within])
+
+
 def test_a_store_from_before_there_was_a_choice_is_float16(make_store):
     """Its header does not say so, and its consensus files do not know of what codes add."""
     path = make_store(random_rows(3, 4), groups=["de", "en", "en"])

@@ -1,4 +1,4 @@
-"""Group gradients and their Gramian, streamed from the store."""
+"""Group gradients and their Gramian."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.products import gramian, row_squares
+from congrad_cli.consensus.blocks import BlockSums, block_sums
+from congrad_cli.products import gramian
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
@@ -28,28 +29,22 @@ class GroupGradients:
 def group_gradients(
     store: GradientStore, names: Sequence[str], members: Members
 ) -> GroupGradients:
-    """G_l = sum over the group's pairs of c_i g_i.
+    """G_l = sum over the group's pairs of c_i g_i, in one pass over the store."""
+    found = block_sums(
+        store, members.label.astype(np.int64), len(names), members.scale * members.share)
+    return add_blocks(found, np.arange(len(names) + 1), names, members)
 
-    Blocks are summed in float32, their sums in float64, in row order.
-    """
-    codec, terms = store.header.codec, members.scale * members.share
-    total = np.zeros((len(names), store.header.dim))
-    pairs = np.zeros(len(names), np.int64)
-    excess = np.zeros((len(names), codec.width))
-    begin = 0
-    for block in store.blocks():
-        end = begin + len(block.row)
-        label = members.label[begin:end]
-        # The largest term of a block is made 1: gradients may be as small as float32 goes.
-        scale = np.abs(terms[begin:end]).max() or 1.0
-        picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
-        picks[label, np.arange(end - begin)] = terms[begin:end] / scale
-        total += scale * (picks @ block.direction)
-        if not codec.exact:
-            squares = row_squares(block.direction.astype(np.float64), codec)
-            np.add.at(excess, label, terms[begin:end, None] ** 2 * squares.excess)
-        pairs += np.bincount(label, minlength=len(names))
-        begin = end
+
+def add_blocks(
+    found: BlockSums, first: NDArray[np.int64], names: Sequence[str], members: Members
+) -> GroupGradients:
+    """The groups' gradients from those of their blocks; group l has first[l] to first[l + 1]."""
+    total = np.zeros((len(names), found.sums.shape[1]))
+    excess = np.zeros((len(names), found.excess.shape[1]))
+    for group, (begin, end) in enumerate(zip(first[:-1].tolist(), first[1:].tolist(), strict=True)):
+        total[group] = found.unit[begin:end] @ found.sums[begin:end].astype(np.float64)
+        excess[group] = found.excess[begin:end].sum(0)
+    pairs = np.bincount(members.label, minlength=len(names)).astype(np.int64)
     return GroupGradients(list(names), pairs, total, gramian(total, excess), excess)
 
 

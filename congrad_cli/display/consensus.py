@@ -1,15 +1,18 @@
 """What ``consensus`` shows: its groups, and where they conflict."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from congrad_cli.console import OPEN_WIDTH, on_terminal, say, table
+from congrad_cli.console import OPEN_WIDTH, counted, on_terminal, say, table
+from congrad_cli.display.grouping import show_grouping
 
 if TYPE_CHECKING:
-    from congrad_cli.consensus.run import ConsensusSummary
+    from congrad_cli.consensus.summary import ConsensusSummary
 
 WORST_SHOWN = 12
+OUTLIERS_SHOWN = 5
 
 
 def show_consensus(summary: "ConsensusSummary", method: str) -> None:
@@ -17,25 +20,51 @@ def show_consensus(summary: "ConsensusSummary", method: str) -> None:
     order = range(len(summary.names))
     table(
         f"consensus ({method})",
-        ("group", "pairs", "norm", "cos to consensus", "coefficient"),
+        ("group", "pairs", "norm", "cos to consensus", "95 % interval", "coefficient"),
         [
             (summary.names[i], f"{summary.pairs[i]:,}", f"{summary.norm[i]:.3g}",
-             f"{summary.cosine[i]:+.3f}", f"{summary.coefficient[i]:.4g}")
+             f"{summary.cosine[i]:+.3f}", _ends(summary.intervals.along_range[i].tolist()),
+             f"{summary.coefficient[i]:.4g}")
             for i in order
         ],
     )
+    if summary.grouping is not None:
+        show_grouping(summary.grouping)
     if len(summary.names) > 1:
         _show_conflicts(summary)
     found = summary.certificate
-    say("consensus", f"{found.conflicts} of {found.pairs} pairs of groups conflict; the least "
-        f"cosine to the consensus is {found.least:+.3f} ({found.least_group}).",
+    unresolved = (f" ({found.unresolved} unresolved: the 95 % interval holds 0)"
+                  if found.unresolved else "")
+    say("consensus", f"{found.conflicts} of {found.pairs} pairs of groups conflict{unresolved}; "
+        f"the least cosine to the consensus is {found.least:+.3f} ({found.least_group}).",
         "no group that takes part gets worse" if not found.worse else
         f"groups that get worse (cosine below 0): {_some(found.worse)}",
         *(f"takes no part: {name}, which {why}" for name, why in
           list(summary.left_out.items())[:WORST_SHOWN]),
         *([f"and {len(summary.left_out) - WORST_SHOWN} more take no part"]
           if len(summary.left_out) > WORST_SHOWN else []),
+        *([f"the data cannot tell yet whether these get better: {_some(found.unsure)}"]
+          if found.unsure else []),
         *([] if found.gap is None else [f"the solver is within {found.gap:.1g} of the optimum"]))
+    if summary.outliers:
+        _show_outliers(summary)
+
+
+def _show_outliers(summary: "ConsensusSummary") -> None:
+    """The pairs that rule their groups by their length, the worst first."""
+    found = summary.outliers
+    more = len(found) - OUTLIERS_SHOWN
+    say("consensus",
+        f"{counted(len(found), 'pair')} with an extreme share of the group's average; all of them "
+        "count (--json lists them, --pair-norm clip:0.9 or --average trimmed holds them back).",
+        *(f"row {one.row}, {one.group}: {one.times_median:.1f} times the median length, "
+          f"{one.share:.0%} of the group's squares" for one in found[:OUTLIERS_SHOWN]),
+        *([f"and {more} more"] if more > 0 else []))
+
+
+def _ends(ends: Sequence[float]) -> str:
+    """An interval; nothing where it is not known."""
+    return "" if math.isnan(ends[0]) else f"{ends[0]:+.2f} .. {ends[1]:+.2f}"
 
 
 def _some(names: Sequence[str]) -> str:
