@@ -30,7 +30,7 @@ from congrad_cli.settings import (
 )
 
 if TYPE_CHECKING:
-    from congrad_cli.consensus.run import ConsensusSummary
+    from congrad_cli.consensus.summary import ConsensusSummary
     from congrad_cli.filter.summary import FilterSummary
 
 Place = str | Path
@@ -109,6 +109,31 @@ def consensus(
     if isinstance(weights, Mapping):
         options["weights"] = json.dumps(dict(weights), sort_keys=True)
     return run(Path(store), _settings(ConsensusSettings, options), progress or Silent())
+
+
+def select(
+    store: Place, *, progress: Progress | None = None, **options: Any
+) -> Selection:
+    """Decide which pairs of the store are kept; nothing is written.
+
+    ``options`` are those of ``congrad filter``: ``keep_ratio=0.8``, ``per_group=True``,
+    ``consensus="strict"``, ``leave_out_by="item"`` ...
+    """
+    from congrad_cli.filter.run import judge
+
+    judged = judge(Path(store), _settings(FilterSettings, options), progress or Silent())
+    rows, decided = judged.store.row, judged.outcome.decisions
+    count = judged.store.rows
+    keep = np.zeros(count, bool)
+    keep[rows] = decided.keep
+    numbers = np.full((2, count), np.nan)
+    numbers[:, rows] = judged.outcome.ranking.scores.score, judged.outcome.ranking.scores.error
+    reason: list[str] = [judged.outcome.skipped.get(row, "not-sketched") for row in range(count)]
+    group: list[str | None] = [None] * count
+    for place, row in enumerate(rows.tolist()):
+        reason[row] = decided.reason[place]
+        group[row] = judged.target.names[judged.target.label[place]]
+    return Selection(keep, numbers[0], numbers[1], reason, group, judged.summary)
 
 
 def _named(data: Data) -> list[str] | bytes:

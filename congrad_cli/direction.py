@@ -15,6 +15,10 @@ from congrad_cli.store import GradientStore
 from congrad_cli.tensors import Arrays, map_arrays, pack_arrays, replace_file
 from congrad_cli.weights import Members
 
+MATRICES = {"conflict_range": (2,), "after": ()}
+"""What a file may tell of every two groups, behind [L, L]: the 95 % interval of their cosine, and
+the cosine between what they add to the consensus."""
+
 
 @dataclass(frozen=True)
 class Consensus:
@@ -33,7 +37,8 @@ class Consensus:
 class StoredConsensus:
     """A consensus, the names [L] of its groups, what every pair added to them, and its options.
 
-    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``.
+    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``;
+    ``matrices`` are those of :data:`MATRICES` that the file has.
     """
 
     consensus: Consensus
@@ -41,6 +46,7 @@ class StoredConsensus:
     members: Members
     settings: ConsensusSettings
     findings: dict[str, Any] = field(default_factory=dict)
+    matrices: Arrays = field(default_factory=dict)
 
 
 def consensus_file(path: Path, name: str) -> Path:
@@ -55,7 +61,7 @@ def write_consensus(
 ) -> None:
     """Write ``consensus/NAME.safetensors``, replacing an older one of that name.
 
-    ``more`` are arrays for whoever opens the file; nothing here reads them back.
+    ``more`` are further arrays, such as :data:`MATRICES`.
     """
     metadata = {
         "format": FORMAT,
@@ -119,8 +125,10 @@ def parse_consensus(
     copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
     belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
     findings = metadata.get("findings")  # an older congrad wrote none
+    matrices = {name: np.array(arrays[name]) for name, tail in MATRICES.items()
+                if name in arrays and arrays[name].shape == (groups, groups, *tail)}
     return StoredConsensus(Consensus(**copies), names, belong, settings,
-                           findings if isinstance(findings, dict) else {})
+                           findings if isinstance(findings, dict) else {}, matrices)
 
 
 def _check_kinds(settings: ConsensusSettings) -> None:

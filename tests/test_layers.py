@@ -17,7 +17,7 @@ TOP = ("__main__", "cli", "console")  # what lies above the folders
 BASE = ("settings", "errors")  # what lies below everything
 COMMANDS = ("commands.", "options.", "display.")
 """The shell's side of the folders; ``cli`` puts them together."""
-ABOVE = ("demo", "loop.run", "report.gather", "api")
+ABOVE = ("demo", "loop.run", "report.gather", "report.run", "report.telling", "api")
 """What brings the folders together: they may use any of them."""
 WITH_TORCH = ("sketch", "loop.transformers_backend", "loop.scorer", "loop.dpo", "checkpoint")
 """Only these import torch when they are imported."""

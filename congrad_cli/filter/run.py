@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +48,16 @@ def check_settings(settings: FilterSettings) -> None:
                          "give one of them")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What becomes of a store's pairs, and what they were compared with; nothing is written."""
+
+    store: GradientStore
+    target: Target
+    outcome: Outcome
+    summary: FilterSummary
+
+
 def run(
     path: Path, settings: FilterSettings, stdout: BinaryIO, progress: Progress
 ) -> FilterSummary:
@@ -56,6 +67,19 @@ def run(
     source has been found to be the one that was sketched. Gates are judged, not enforced: that is
     :func:`congrad_cli.filter.gates.require_gates`.
     """
+    begun = time.monotonic()
+    judged = judge(path, settings, progress)
+    verdicts = Verdicts(judged.store, judged.target, judged.outcome, settings.rank_by)
+    write_outputs(judged.store, settings, verdicts, stdout)
+    summary = replace(judged.summary, seconds=time.monotonic() - begun)
+    if settings.summary is not None:
+        with whole_file(settings.summary) as file:
+            file.write(as_json(summary.to_json()).encode() + b"\n")
+    return summary
+
+
+def judge(path: Path, settings: FilterSettings, progress: Progress) -> Judged:
+    """Score the store's pairs and decide which are kept."""
     begun = time.monotonic()
     check_settings(settings)
     store = GradientStore.open(path)
@@ -85,12 +109,8 @@ def run(
     if settings.max_conflict is not None:
         conflicts = count_conflicts(store, target, own_loss(target.settings, settings))
     outcome = Outcome(ranking, decisions, store.skipped(), cosines, conflicts)
-    write_outputs(store, settings, Verdicts(store, target, outcome, settings.rank_by), stdout)
     summary = summarise(store, target, outcome, settings, time.monotonic() - begun)
-    if settings.summary is not None:
-        with whole_file(settings.summary) as file:
-            file.write(as_json(summary.to_json()).encode() + b"\n")
-    return summary
+    return Judged(store, target, outcome, summary)
 
 
 def _check_target(store: GradientStore, target: Target, settings: FilterSettings) -> None:

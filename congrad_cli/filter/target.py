@@ -1,7 +1,8 @@
 """What pairs are compared with: a consensus of their own store, or one that another released."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from congrad_cli.release import check_comparable, find_consensus, read_released,
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.store_index import find_digests
+from congrad_cli.tensors import Arrays
 from congrad_cli.weights import Members, members
 
 
@@ -35,6 +37,8 @@ class Target:
     released: bool = False
     seen: int | None = None
     sha256: str = ""
+    findings: dict[str, Any] = field(default_factory=dict)  # what the consensus command said
+    matrices: Arrays = field(default_factory=dict)  # see direction.MATRICES
 
 
 def find_target(store: GradientStore, text: str, progress: Progress) -> Target:
@@ -61,6 +65,7 @@ def own_target(store: GradientStore, found: StoredConsensus) -> Target:
         consensus=found.consensus, groups=found.names, members=found.members,
         settings=found.settings, names=found.names, label=found.members.label,
         store=store.path, seen=int((found.members.share > 0).sum()),
+        findings=found.findings, matrices=found.matrices,
     )  # fmt: skip
 
 

@@ -3,20 +3,36 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli import __version__
 from congrad_cli.consensus.groups import cosines
-from congrad_cli.direction import StoredConsensus
+from congrad_cli.errors import UsageError
 from congrad_cli.filter.policy import KEPT
+from congrad_cli.filter.run import judge
+from congrad_cli.filter.target import Target
 from congrad_cli.filter.verdicts import Outcome, number
+from congrad_cli.filter.writing import data_files
 from congrad_cli.products import gramian, group_products
+from congrad_cli.progress import Progress
 from congrad_cli.records.reader import read_records
 from congrad_cli.records.record import DataFile, Record, Text
-from congrad_cli.report.content import Example, Floats, GroupFacts, GroupScores, LeftOut
+from congrad_cli.report.content import (
+    Example,
+    Floats,
+    GroupFacts,
+    GroupScores,
+    LeftOut,
+    Report,
+)
 from congrad_cli.report.order import cluster_order, plane
+from congrad_cli.report.telling import commands, facts, verdict
+from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore
 
 LONGEST_TEXT = 1200
@@ -39,9 +55,9 @@ class Geometry:
     norm: Floats
 
 
-def geometry(found: StoredConsensus) -> Geometry:
+def geometry(target: Target) -> Geometry:
     """Products of d and the group gradients, free of what coarse rows add."""
-    consensus = found.consensus
+    consensus = target.consensus
     products, a = group_products(consensus), consensus.coefficients
     table = gramian(consensus.gradients, consensus.excess)
     along = products.d_group.sum(1)  # [L] <d, G_l>
@@ -80,33 +96,54 @@ def group_map(shape: Geometry, order: Order) -> tuple[Floats, float]:
 
 
 def group_facts(
-    found: StoredConsensus, outcome: Outcome, shape: Geometry, order: Order,
-    left_out: dict[str, str],
+    target: Target, outcome: Outcome, shape: Geometry, order: Order
 ) -> list[GroupFacts]:
     """The rows of the table."""
-    label, keep = found.members.label, outcome.decisions.keep
+    label, keep = target.label, outcome.decisions.keep
     score = outcome.ranking.scores.score
-    count = len(found.names)
+    count = len(target.names)
     pairs = np.bincount(label, minlength=count)
     kept = np.bincount(label[keep], minlength=count)
-    facts = []
+    rows = []
     for place in order:
+        told = _told(target, target.names[place])
         own = score[(label == place) & ~np.isnan(score)]
-        facts.append(GroupFacts(
-            name=found.names[place], pairs=int(pairs[place]), kept=int(kept[place]),
+        rows.append(GroupFacts(
+            name=target.names[place], pairs=int(pairs[place]), kept=int(kept[place]),
             norm=float(shape.norm[place]), cosine=float(np.nan_to_num(shape.cosine[place])),
             others=number(float(shape.others[place])), share=float(shape.share[place]),
-            coefficient=float(found.consensus.coefficients[place]),
+            coefficient=float(target.consensus.coefficients[place]),
             median=float(np.median(own)) if len(own) else None,
-            left_out=left_out.get(found.names[place]),
+            interval=_interval(told.get("interval")),
+            left_out=str(told["why_not"]) if "why_not" in told else None,
         ))  # fmt: skip
-    return facts
+    return rows
 
 
-def group_scores(found: StoredConsensus, outcome: Outcome, order: Order) -> list[GroupScores]:
+def _told(target: Target, name: str) -> dict[str, Any]:
+    """What the consensus command said of a group; a file may say anything."""
+    groups = target.findings.get("groups")
+    found = groups.get(name) if isinstance(groups, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _interval(ends: Any) -> tuple[float, float] | None:
+    if not isinstance(ends, list) or len(ends) != 2:
+        return None
+    low, high = ends
+    known = isinstance(low, float | int) and isinstance(high, float | int)
+    return (float(low), float(high)) if known else None
+
+
+def holds_zero(ends: Floats) -> NDArray[np.bool_]:
+    """Which intervals [.., 2] hold 0; one that is not known may."""
+    return np.asarray(~((ends[..., 0] > 0) | (ends[..., 1] < 0)))
+
+
+def group_scores(target: Target, outcome: Outcome, order: Order) -> list[GroupScores]:
     """Scores by group; of very many groups the largest."""
-    label, decisions = found.members.label, outcome.decisions
-    pairs = np.bincount(label, minlength=len(found.names))
+    label, decisions = target.label, outcome.decisions
+    pairs = np.bincount(label, minlength=len(target.names))
     large = set(np.argsort(-pairs, kind="stable")[:LARGEST_HISTOGRAM].tolist())
     views = []
     for place in order:
@@ -115,19 +152,19 @@ def group_scores(found: StoredConsensus, outcome: Outcome, order: Order) -> list
             limits = decisions.threshold[inside]
             one = bool(np.ptp(limits) < 1e-12) if len(limits) else False  # NaN: no
             views.append(GroupScores(
-                found.names[place], outcome.ranking.scores.score[inside], decisions.keep[inside],
+                target.names[place], outcome.ranking.scores.score[inside], decisions.keep[inside],
                 float(limits[0]) if one else None,
             ))  # fmt: skip
     return views
 
 
 def examples(
-    store: GradientStore, found: StoredConsensus, outcome: Outcome, files: Sequence[DataFile],
+    store: GradientStore, target: Target, outcome: Outcome, files: Sequence[DataFile],
     count: int,
 ) -> dict[str, list[Example]]:
     """``count`` of each kind: strongest kept, strongest dropped, nearest to the threshold."""
     decisions, score = outcome.decisions, outcome.ranking.scores.score
-    label = found.members.label
+    label = target.label
     away = np.abs(score - decisions.threshold)
     chosen = {
         "Strongest kept": _spread(-score, decisions.keep, label, count),
@@ -141,7 +178,7 @@ def examples(
             if record.row in wanted and isinstance(record, Record) and store.index.knows(record):
                 records[wanted[record.row]] = record
     return {
-        title: [_example(place, records[place], found, outcome)
+        title: [_example(place, records[place], target, outcome)
                 for place in places if place in records]
         for title, places in chosen.items()
     }
@@ -159,11 +196,11 @@ def _spread(
     return sorted(best, key=lambda place: float(value[place]))
 
 
-def _example(place: int, record: Record, found: StoredConsensus, outcome: Outcome) -> Example:
+def _example(place: int, record: Record, target: Target, outcome: Outcome) -> Example:
     scores, decisions = outcome.ranking.scores, outcome.decisions
     reason = decisions.reason[place]
     return Example(
-        group=found.names[found.members.label[place]],
+        group=target.names[target.label[place]],
         score=number(scores.score[place]), error=number(scores.error[place]),
         keep=bool(decisions.keep[place]), reason=reason,
         place=f"{record.source}:{record.line}" + (f", id {record.id}" if record.id else ""),
@@ -207,3 +244,37 @@ def reasons(outcome: Outcome) -> dict[str, int]:
     """Why pairs were dropped, the commonest first."""
     return dict(Counter(
         reason for reason in outcome.decisions.reason if reason != KEPT).most_common())
+
+
+def store_report(
+    path: Path, settings: FilterSettings, shown: int, progress: Progress
+) -> Report:
+    """The report of a store, its consensus and what the filter would keep; ``shown`` examples."""
+    judged = judge(path, settings, progress)
+    store, target, outcome = judged.store, judged.target, judged.outcome
+    if target.released:
+        raise UsageError("a report shows a consensus of the store's own pairs.",
+                         "leave --consensus out, or name one that `congrad show` lists")
+    shape = geometry(target)
+    order = group_order(shape)
+    pick = np.ix_(order, order)
+    points, explained = group_map(shape, order)
+    groups = group_facts(target, outcome, shape, order)
+    lines, good = verdict(judged, groups)
+    files = data_files(store, settings) if shown else []
+    skipped, counts = left_out(store, with_text=shown > 0)
+    after, ends = target.matrices.get("after"), target.matrices.get("conflict_range")
+    return Report(
+        title=f"{path.name}: {sum(judged.summary.kept):,} of {sum(judged.summary.pairs):,} pairs",
+        made=f"congrad {__version__}, {date.today().isoformat()}",
+        verdict=lines, good=good, groups=groups,
+        conflict=shape.conflict[pick],
+        after=None if after is None else after[pick],
+        unresolved=None if ends is None else holds_zero(ends)[pick],
+        points=points, explained=explained,
+        scores=group_scores(target, outcome, order),
+        score_name=outcome.ranking.about[:1].upper() + outcome.ranking.about[1:],
+        examples=examples(store, target, outcome, files, shown) if shown else {},
+        reasons=reasons(outcome), left_out=skipped, left_out_counts=counts,
+        commands=commands(store, target.settings, settings), facts=facts(judged),
+    )  # fmt: skip
