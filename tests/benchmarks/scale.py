@@ -162,9 +162,9 @@ def time_solvers(groups: int) -> None:
     """Both methods on groups in general position, half of which conflict."""
     vectors = np.random.default_rng(0).standard_normal((groups, 2 * groups))
     for method in ("mean", "pcgrad"):
-        began = time.monotonic()
+        began = time.process_time()
         solve(vectors @ vectors.T, ConsensusSettings(method=method))
-        print(f"{method}, {groups} groups: {time.monotonic() - began:.1f} s", flush=True)
+        print(f"{method}, {groups} groups: {time.process_time() - began:.1f} s of CPU", flush=True)
 
 
 def main() -> None:
