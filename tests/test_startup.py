@@ -37,8 +37,8 @@ OPTIONS = {
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
-        "--trim", "--pair-norm", "--normalize-groups", "--weights", "--min-pairs", "--require-descent",
-        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
+        "--trim", "--pair-norm", "--normalize-groups", "--weights", "--min-pairs",
+        "--require-descent", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {

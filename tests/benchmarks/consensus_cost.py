@@ -31,7 +31,7 @@ from congrad_cli.weights import members
 from congrad_cli.writer import ShardWriter, create_store
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from synthetic import columns, digests_of, header, index_of  # noqa: E402
+from synthetic import columns, digests_of, header, index_of
 
 SHARD = 1024
 ROUNDS = 5

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from simulated import World, coverage  # noqa: E402
+from simulated import World, coverage
 
 
 def main() -> None:
