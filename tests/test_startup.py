@@ -38,8 +38,8 @@ OPTIONS = {
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
         "--trim", "--pair-norm", "--normalize-groups", "--weights", "--min-pairs",
-        "--require-descent", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
-        "--allow-partial", "--quiet", "-q",
+        "--require-descent", "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
+        "--json", "--allow-partial", "--quiet", "-q",
     },
     "filter": {
         "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
