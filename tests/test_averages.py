@@ -59,7 +59,17 @@ def test_copies_of_a_pair_share_a_block():
 def test_blocks_are_fewer_where_memory_ends():
     assert most_blocks(50, 8192) == most_blocks(1, 64) == 32
     assert most_blocks(500, 32768) == 8
+    assert most_blocks(500, 64) == 8  # products of all blocks with all
     assert most_blocks(10**6, 1 << 20) == 1
+
+
+def test_a_median_of_too_few_blocks_is_refused(monkeypatch):
+    monkeypatch.setattr("congrad_cli.consensus.blocks.ALTOGETHER", 5)
+    rows, norms, groups = some_store()
+    store, wanted = memory_store(rows, norms, groups), ConsensusSettings(average="median-of-means")
+    belong = members(store, store.column("group"), 3, wanted)
+    with pytest.raises(UsageError, match="room for 1 blocks in each of 3 groups"):
+        averages(store, store.groups, belong, wanted)
 
 
 @pytest.mark.parametrize("store_dtype", STORE_DTYPES)

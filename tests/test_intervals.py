@@ -93,6 +93,9 @@ def test_of_draws_as_many_as_blocks_follow_the_cosines_of_the_sums(seed):
 def test_one_block_tells_nothing_and_is_not_asked():
     sums = np.random.default_rng(0).standard_normal((5, 9))
     first, share = np.array([0, 2, 3, 3, 5]), np.array([0.5, 0.5, 1, 0.5, 0.5])
+    alone = intervals(np.eye(3), np.ones(3), np.arange(4), np.ones(3), seed=0)
+    assert np.isnan(alone.conflict_range).all()
+    assert alone.along_range.shape == (3, 2)
     found = intervals(sums @ sums.T, share, first, np.ones(4), seed=0)
     assert np.isnan(found.along_range[[1, 2]]).all()
     assert np.isnan(found.conflict_range[1]).all()

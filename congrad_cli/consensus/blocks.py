@@ -16,6 +16,8 @@ from congrad_cli.weights import Floats
 BLOCKS = 32
 ROOM = 1 << 29
 """Bytes that the sums of all blocks may take."""
+ALTOGETHER = 4096
+"""Blocks of all groups together, whose products are kept."""
 CACHED = 1 << 20
 """So many numbers are decoded at a time: few enough to stay in the processor's caches."""
 COLUMNS = 2048
@@ -53,8 +55,9 @@ class BlockSums:
 
 
 def most_blocks(groups: int, dim: int) -> int:
-    """Blocks that a group may have: 32, fewer where their sums would not fit into ``ROOM``."""
-    return max(1, min(BLOCKS, ROOM // (4 * max(groups, 1) * dim)))
+    """Blocks that a group may have: 32, or what ``ROOM`` and ``ALTOGETHER`` leave, at least 1."""
+    groups = max(groups, 1)
+    return max(1, min(BLOCKS, ROOM // (4 * groups * dim), ALTOGETHER // groups))
 
 
 def deal(
