@@ -183,6 +183,7 @@ def test_the_consensus_holds_the_clusters_as_its_groups(make_store):
     again = run(path, options, Silent())
     assert consensus_file(path, "default").read_bytes() == first
     assert again.grouping.to_json() == summary.grouping.to_json()
+    assert list(summary.to_json()["clusters"]) == summary.names
 
     found = read_consensus(path, "default", GradientStore.open(path))
     assert found.names == summary.names == ["cluster-000", "cluster-001", "cluster-002"]

@@ -15,11 +15,13 @@ from congrad_cli.consensus.blocks import (
     most_blocks,
 )
 from congrad_cli.consensus.groups import GroupGradients, add_blocks
+from congrad_cli.errors import UsageError
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
 STEPS = 1000
+FEWEST_FOR_MEDIAN = 3
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,15 @@ def averages(
     store: GradientStore, names: Sequence[str], members: Members, settings: ConsensusSettings
 ) -> Averages:
     """Average each group by ``settings.average``, in one pass over the store."""
-    dealt = deal(store.column("digest"), members.label, len(names),
-                 most_blocks(len(names), store.header.dim))
+    most = most_blocks(len(names), store.header.dim)
     median = settings.average == "median-of-means"
+    if median and most < FEWEST_FOR_MEDIAN:
+        raise UsageError(
+            f"--average median-of-means: there is room for {most} blocks in each of "
+            f"{len(names):,} groups, and a median needs {FEWEST_FOR_MEDIAN}.",
+            "take part of the groups, or --average trimmed",
+        )
+    dealt = deal(store.column("digest"), members.label, len(names), most)
     if median:
         members = replace(members, share=mean_of_blocks(dealt))
     found = block_sums(store, dealt.block, dealt.count, members.scale * members.share)

@@ -16,8 +16,10 @@ from congrad_cli.weights import Floats
 BLOCKS = 32
 ROOM = 1 << 29
 """Bytes that the sums of all blocks may take."""
-ROWS = 128
-"""Rows decoded at a time: few enough to stay in the processor's cache."""
+ALTOGETHER = 4096
+"""Blocks of all groups together, whose products are kept."""
+CACHED = 1 << 20
+"""So many numbers are decoded at a time: few enough to stay in the processor's caches."""
 COLUMNS = 2048
 """Numbers of every sum multiplied at a time."""
 
@@ -53,8 +55,9 @@ class BlockSums:
 
 
 def most_blocks(groups: int, dim: int) -> int:
-    """Blocks that a group may have: 32, fewer where their sums would not fit into ``ROOM``."""
-    return max(1, min(BLOCKS, ROOM // (4 * max(groups, 1) * dim)))
+    """Blocks that a group may have: 32, or what ``ROOM`` and ``ALTOGETHER`` leave, at least 1."""
+    groups = max(groups, 1)
+    return max(1, min(BLOCKS, ROOM // (4 * groups * dim), ALTOGETHER // groups))
 
 
 def deal(
@@ -88,26 +91,26 @@ def block_sums(
 
     Float32, row by row in row order: beside decoding a row, adding it to its block costs little.
     """
-    codec = store.header.codec
+    codec, dim = store.header.codec, store.header.dim
     largest = np.zeros(count)
     np.maximum.at(largest, block, np.abs(terms))
     unit = np.ldexp(1.0, np.frexp(np.where(largest > 0, largest, 1.0))[1])
     weight = (terms / unit[block]).astype(np.float32)
-    sums = np.zeros((count, store.header.dim), np.float32)
+    sums = np.zeros((count, dim), np.float32)
     excess = np.zeros((count, codec.width))
-    spare = np.empty(store.header.dim, np.float32)
+    spare = np.empty(dim, np.float32)
     begin = 0
-    for rows in store.blocks(ROWS):
+    for rows in store.blocks(max(CACHED // dim, 1)):
         here = slice(begin, begin + len(rows.row))
         begin = here.stop
+        if not codec.exact:
+            squares = row_squares(rows.direction, codec)
+            np.add.at(excess, block[here], terms[here, None] ** 2 * squares.excess)
         for place, row, own in zip(
             block[here].tolist(), rows.direction, weight[here], strict=True
         ):
             np.multiply(row, own, out=spare)
             np.add(sums[place], spare, out=sums[place])
-        if not codec.exact:
-            squares = row_squares(rows.direction, codec)
-            np.add.at(excess, block[here], terms[here, None] ** 2 * squares.excess)
     return BlockSums(sums, unit, excess)
 
 

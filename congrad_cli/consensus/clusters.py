@@ -10,8 +10,8 @@ negatively. Rows are long and many, so three things are done with them:
 3. One pass over the store puts every pair into the cluster whose centre is nearest.
 
 Which pairs are sampled, and in which order they are looked at, hangs on their digests alone: the
-same pairs in another order of the data make the same clusters. One thread does it all, so that it
-comes out the same every time.
+same pairs in another order of the data make the same clusters. Training runs on one thread, so that
+it comes out the same every time.
 """
 
 from collections.abc import Iterator

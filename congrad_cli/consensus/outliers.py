@@ -17,8 +17,8 @@ TOO_MUCH = 0.3
 """A share of all squares that the longest 1 % should not hold: 0.14 and 0.15 in two stores, and
 0.57 in a third, where one pair was almost all of its group."""
 NOISE = 0.05
-"""A group's signal below which raw lengths were much worse than unit ones (0.03; 0.09 and 0.12
-where they were not)."""
+"""The groups' mean signal below which raw lengths were much worse than unit ones: 0.03 in the one
+store where they were, 0.09 and 0.12 where they were not. Lengths alone do not tell these apart."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def top_share(members: Members) -> float:
 
 
 def safety_hint(members: Members, signal: Floats, settings: ConsensusSettings) -> str | None:
-    """Why raw lengths look unsafe here and what to try; None where they do not, or are not used.
+    """Why plain averages of raw gradients look unsafe here; None where not, or not used.
 
     ``signal`` [L] is the share of every group's |G_l|^2 that is not noise, nan where unknown.
     """
-    if settings.pair_norm != "raw" or len(members.scale) < FEWEST:
+    robust = settings.pair_norm != "raw" or settings.average not in ("mean", "ema")
+    if robust or len(members.scale) < FEWEST:
         return None
-    cure = "try --pair-norm clip:0.9 or unit, or --average trimmed"
+    cure = "try --pair-norm unit or --average median-of-means"
     held = top_share(members)
     if held > TOO_MUCH:
         return (f"the longest 1 % of the gradients hold {held:.0%} of all their squares: a few "
