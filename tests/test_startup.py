@@ -56,6 +56,11 @@ OPTIONS = {
         "STORE", "--repair", "--quick", "--exact", "--model", "-m", "--revision", "--adapter",
         "--chat-template", "--device", "--data", "--seed", "--threads", "--json", "--quiet", "-q",
     },
+    "report": {
+        "PLACE", "--output", "-o", "--summary", "--examples", "--consensus", "--rank-by",
+        "--min-score", "--keep-ratio", "--keep", "--per-group", "--allow-partial", "--data",
+        "--quiet", "-q",
+    },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
 }
 
@@ -72,7 +77,8 @@ def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
 
 
 @pytest.mark.parametrize("command", [
-    (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",)])
+    (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",),
+    ("report",)])
 def test_help_imports_nothing_heavy(command):
     """Numbers and models take seconds to import; help must not wait for them."""
     done, imported = modules_after(*command, "--help")
