@@ -78,6 +78,7 @@ class JudgeSection:
     """``[judge]``"""
 
     kind: str = "self"  # one of JUDGES
+    reference: str | None = None  # implicit-reward: the model that rewards are measured from
     template: str | None = None  # a Jinja file in place of the built-in rubric
     samples: int = 3  # judgements of a candidate, averaged
     min_valid: int = 1  # of them that must hold a score

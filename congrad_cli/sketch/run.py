@@ -1,7 +1,7 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +18,22 @@ from congrad_cli.errors import ModelError, ResourceError, StoreError, UsageError
 from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
 from congrad_cli.locks import RankLock, live_ranks, remove_leftovers
 from congrad_cli.progress import Progress
-from congrad_cli.records.damage import BROKEN
-from congrad_cli.settings import SketchSettings, fingerprint_fields
+from congrad_cli.records.damage import BROKEN, DamageLimit
+from congrad_cli.records.record import DataFile
+from congrad_cli.settings import RecordSettings, SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
+from congrad_cli.sketch.index import (
+    DataIndex,
+    check_settings,
+    index_data,
+    optional_columns,
+    tell_rejects,
+)
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.ranks import Share, missing, wait_for_others
@@ -101,6 +108,18 @@ def run(
         progress.note(f"{left:,} of {index.rows:,} pairs are still to come, from other ranks")
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
     return not left
+
+
+def run_files(
+    files: Sequence[DataFile],
+    fields: RecordSettings,
+    store: Path,
+    settings: SketchSettings,
+    progress: Progress,
+) -> None:
+    """Read the files and sketch all their pairs into ``store``."""
+    damage = DamageLimit(settings.bad_records == "stop", settings.max_bad)
+    run(index_data(files, fields, damage, progress), store, settings, progress)
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""Which values of a run's configuration may change once there is something of the run."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from congrad_cli.errors import UsageError
+from congrad_cli.loop.config import FILES, MODELS, TEMPLATE, build, flat, read_values
+from congrad_cli.loop.plan import (
+    CANDIDATES,
+    CONSENSUS,
+    EVALUATION,
+    FILTER,
+    JUDGEMENTS,
+    PAIRS,
+    PROMPTS,
+    SKETCH,
+    STAGES,
+    TRAIN,
+    Step,
+)
+from congrad_cli.loop.settings import LoopConfig
+
+CONFIG = "config.toml"
+
+FREE = {
+    "run.folder", "run.rounds", "model.device", "model.threads", "judge.max_invalid",
+    "sketch.batch_tokens", "train.device_batch", "train.gradient_checkpointing",
+    "train.precompute_reference", "train.save_steps", "train.launcher", "train.processes", "train.accelerate_config",
+    *(f"{section}.{key}" for section in ("backend", "judge.backend")
+      for key in ("url", "serve", "api_key_env", "concurrency", "timeout", "retries")),
+}  # fmt: skip
+"""Keys that say where and how fast, and change nothing that is done."""
+
+USED: dict[str, tuple[str, ...]] = {
+    "run": STAGES,
+    "model": STAGES,
+    "prompts": (PROMPTS,),
+    "backend": (PROMPTS, CANDIDATES, JUDGEMENTS, EVALUATION),
+    "generate": (CANDIDATES, EVALUATION),
+    "judge": (JUDGEMENTS, EVALUATION),
+    "judge.backend": (JUDGEMENTS, EVALUATION),
+    "pairs": (PAIRS,),
+    "loss": (CONSENSUS, FILTER, TRAIN),
+    "sketch": (SKETCH,),
+    "consensus": (CONSENSUS,),
+    "filter": (FILTER,),
+    "train": (TRAIN,),
+    "evaluate": (EVALUATION,),
+}
+"""Which stages a section's values are part of."""
+
+ALSO: dict[str, tuple[str, ...]] = {
+    "loss.beta": (JUDGEMENTS, EVALUATION, CONSENSUS, FILTER, TRAIN),  # of implicit rewards
+    "train.reference": (SKETCH, TRAIN),
+    "filter.enabled": (SKETCH, CONSENSUS, FILTER, TRAIN),
+    "pairs.check_language": (PROMPTS, PAIRS, EVALUATION),  # translations are checked alike
+    "pairs.min_confidence": (PROMPTS, PAIRS, EVALUATION),
+}
+"""Keys that more stages use than their section says."""
+
+
+def used_by(name: str) -> tuple[str, ...]:
+    """The stages whose results hang on a key's value; none for a free one, and none for a path.
+
+    What lies at a path is an input of the stages that read it; it may lie elsewhere.
+    """
+    if name in FREE or name in (*FILES, *MODELS, TEMPLATE):
+        return ()
+    return ALSO.get(name) or USED[name.rpartition(".")[0]]
+
+
+def values_of(config: LoopConfig, stage: str) -> dict[str, dict[str, Any]]:
+    """What a stage's results hang on, by section and key."""
+    result: dict[str, dict[str, Any]] = {}
+    for name, value in flat(config).items():
+        section, _, key = name.rpartition(".")
+        if stage in used_by(name):
+            result.setdefault(section, {})[key] = value
+    return result
+
+
+def check_same_run(run: Path, config: LoopConfig, begun: Collection[Step]) -> None:
+    """Raise :class:`UsageError` where values changed that something in the run was made with.
+
+    ``begun`` are the steps that there is something of, and will stay.
+    """
+    path = run / CONFIG
+    if not path.exists():
+        if begun:
+            raise UsageError(f"{run} holds rounds, and no {CONFIG}.", "pass another run.folder")
+        return
+    before = build(read_values(path))
+    last = max((step.number for step in begun), default=0)
+    if config.run.rounds < last:
+        raise UsageError(f"run.rounds is {config.run.rounds}, and round {last} has begun in {run}.",
+                         "rounds may grow; to make fewer, pass another run.folder")
+    changed = [text for name, text in differences(before, config)
+               if {step.stage for step in begun} & set(used_by(name))]
+    if changed:
+        raise UsageError(
+            f"{run} was made with another configuration: {'; '.join(changed)}.",
+            "put the values back, or pass another run.folder",
+            "--restart-from ROUND/STAGE makes anew what was made with them: "
+            f"{_first(before, config, begun)}",
+        )
+
+
+def differences(before: LoopConfig, now: LoopConfig) -> Iterator[tuple[str, str]]:
+    """Every key with another value, and the change in words."""
+    old, new = flat(before), flat(now)
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            yield name, f"{name} was {_shown(old.get(name))} and is {_shown(new.get(name))}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{list(value)!r:.60}"
+    return "not set" if value is None else f"{value!r:.60}"
+
+
+def _first(before: LoopConfig, now: LoopConfig, begun: Collection[Step]) -> str:
+    """The first step that used what changed."""
+    stages = {stage for name, _ in differences(before, now) for stage in used_by(name)}
+    return min(step for step in begun if step.stage in stages).name

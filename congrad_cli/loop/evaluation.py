@@ -1,0 +1,142 @@
+"""The last stage of a round: its new model on held-out prompts, pairs and texts.
+
+Round 0 is the initial model. Answers are compared with those of the round before; the judge is
+the same one in all rounds: the initial model, or the server that judges.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from congrad_cli.loop import generate
+from congrad_cli.loop.digests import digest_files
+from congrad_cli.loop.evaluate import RoundItems, measure_round
+from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, require_held_out
+from congrad_cli.loop.items import Item, Items
+from congrad_cli.loop.job import MODEL, Job
+from congrad_cli.loop.model_access import Backend
+from congrad_cli.loop.opening import (
+    SCORED,
+    judge_backend,
+    judge_inputs,
+    opened_scorer,
+    opened_writer,
+    score_judge,
+)
+from congrad_cli.loop.plan import EVALUATION, TRAIN
+from congrad_cli.loop.prompts import Prompt, locate, read_pools, shared_prompts
+from congrad_cli.loop.stage import RESULTS, Stage, Worker, digest_file, run_items
+from congrad_cli.loop.text_stages import Kind, Made
+from congrad_cli.loop.verdicts import compare, compare_scores
+from congrad_cli.loop.weighing import weigh_pairs, weigh_texts
+from congrad_cli.records.languages import canonical
+
+PARTS = ("answers", "verdicts", "pairs", "texts")
+"""The files of items that measures are taken from."""
+
+
+def evaluation_inputs(job: Job, number: int) -> dict[str, str]:
+    """The held-out files, the round's new model, the judge, and the rounds it is compared with."""
+    section = job.config.evaluate
+    inputs = judge_inputs(job, number)
+    for name in ("prompts", "pairs", "text"):
+        files = getattr(section, name)
+        if files:
+            found = locate(files, job.folder)
+            inputs[f"evaluate.{name}"] = digest_files(file.path for file in found)
+    if number > 0:
+        inputs |= job.output_of(number, TRAIN, MODEL)
+        for other in {0, number - 1}:
+            inputs |= job.output_of(other, EVALUATION)
+    return inputs
+
+
+def make_evaluation(job: Job, number: int, stage: Stage) -> Made:
+    """Everything that the round is measured by, and the measures."""
+    section, seed = job.config.evaluate, job.config.run.seed
+    pools = read_pools(job.config.prompts, job.folder)
+    prompts = read_prompts(section, job.folder, seed)
+    require_held_out(prompts, shared_prompts(pools, prompts))
+    if prompts:
+        _answer(job, number, stage, prompts)
+        if section.win_rate and number > 0:
+            _compare(job, number, stage)
+    _weigh(job, number, stage)
+    seen = {*pools, *map(canonical, job.config.prompts.translate_into)}
+    check = None
+    if prompts and job.config.pairs.check_language:
+        from congrad_cli.loop.language_check import LanguageCheck
+
+        languages = seen | {prompt.language for prompt in prompts}
+        check = LanguageCheck(languages, job.config.pairs.min_confidence)
+    measured = measure_round(
+        number, round_items(job, number), round_items(job, 0),
+        round_items(job, number - 1) if number else None, seen, job.config.loss.beta, check)
+    rows = [each.to_json() for each in measured]
+    stage.write_items({"key": f"{row['language']}/{row['measure']}", **row} for row in rows)
+    names = [RESULTS, *(f"{part}.jsonl" for part in PARTS)]
+    return Made({name: digest_file(stage.folder / name) for name in names
+                 if (stage.folder / name).exists()}, {"measures": len(rows)})
+
+
+def round_items(job: Job, number: int) -> RoundItems:
+    """What is there of a round."""
+    folder = job.stage(number, EVALUATION).folder
+    files = (folder / f"{part}.jsonl" for part in PARTS)
+    return RoundItems(*(Items(file) if file.exists() else () for file in files))
+
+
+def _answer(job: Job, number: int, stage: Stage, prompts: list[Prompt]) -> None:
+    section, seed = job.config.generate, job.seed(number, EVALUATION)
+
+    def work(backend: Backend, chunk: Sequence[Prompt]) -> Iterator[Item]:
+        return generate.answers(chunk, backend, section, seed)
+
+    run_items(
+        stage, prompts, [prompt.id for prompt in prompts],
+        lambda: opened_writer(job.config, job.about(number + 1), stage.folder, work),
+        job.progress, name="answers")
+
+
+def _compare(job: Job, number: int, stage: Stage) -> None:
+    """The round's answers against those of the round before."""
+    config, seed = job.config, job.seed(number, EVALUATION)
+    now, before = (job.items(each, EVALUATION, "answers.jsonl") for each in (number, number - 1))
+    place = {key: index for index, key in enumerate(before.keys)}
+
+    def others(chunk: Sequence[Item]) -> list[Item]:
+        return [before[place[item["key"]]] for item in chunk]
+
+    @contextmanager
+    def opened() -> Iterator[Worker[Item]]:
+        if config.judge.kind in SCORED:
+            with score_judge(config, job.about(1)) as judge:
+                yield Worker(config.backend.batch,
+                             lambda chunk: compare_scores(chunk, others(chunk), judge))
+            return
+        with judge_backend(config, job.about(1), Path(stage.folder)) as backend:
+            yield Worker(backend.chunk, lambda chunk: compare(
+                chunk, others(chunk), backend, config.judge, seed))
+
+    run_items(stage, now, now.keys, opened, job.progress, name="verdicts")
+
+
+def _weigh(job: Job, number: int, stage: Stage) -> None:
+    """The log-probabilities of held-out pairs and texts under the round's new model."""
+    section, about = job.config.evaluate, job.about(number + 1)
+    pairs, texts = read_pairs(section, job.folder), read_texts(section, job.folder)
+    if pairs:
+        run_items(
+            stage, pairs, [pair.id for pair in pairs],
+            lambda: opened_scorer(job.config, about,
+                                  lambda scorer, chunk: weigh_pairs(chunk, scorer)),
+            job.progress, name="pairs")
+    if texts:
+        run_items(
+            stage, texts, [text.id for text in texts],
+            lambda: opened_scorer(job.config, about,
+                                  lambda scorer, chunk: weigh_texts(chunk, scorer)),
+            job.progress, name="texts")
+
+
+EVALUATION_STAGE = Kind(evaluation_inputs, make_evaluation)
