@@ -114,8 +114,10 @@ def _require_package() -> None:
     try:
         Detector()
     except UsageError as error:
-        raise UsageError("pairs.check_language needs the package py3langid.", *error.hints,
-                         "or set pairs.check_language = false") from error
+        raise UsageError(
+            "checking the language of answers needs the package py3langid.", *error.hints,
+            "pairs.check_language = false leaves it out of pairs",
+        ) from error
 
 
 def _known(label: str) -> bool:

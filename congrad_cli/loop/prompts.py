@@ -54,10 +54,10 @@ class Pools(dict[str, list[Prompt]]):
         self.duplicates: Counter[str] = Counter()
 
 
-def read_pools(section: PromptsSection, base: Path) -> Pools:
+def read_pools(section: PromptsSection, base: Path, option: str = "prompts.files") -> Pools:
     """The prompts of the section's files, by language; files are relative to ``base``.
 
-    A prompt that its language has already is dropped and counted. An id that several languages
+    Languages that the section does not name are left out, save ``translate_from``. A prompt that its language has already is dropped and counted. An id that several languages
     use gets the language in front (``de/7``), so that every id is unique.
 
     Raises :class:`InputError` for a line that is no prompt, for two prompts of one language with
@@ -82,9 +82,15 @@ def read_pools(section: PromptsSection, base: Path) -> Pools:
                        " with another prompt.", "give each prompt of a language an id of its own")
         content.add((prompt.language, digest))
         pools.setdefault(prompt.language, []).append(prompt)
-    _require(pools, wanted, section)
-    _make_unique(pools)
+    _require(pools, wanted, section, option)
+    _make_unique(pools, option)
     return pools
+
+
+def trained_languages(section: PromptsSection, pools: Mapping[str, Sequence[Prompt]]) -> set[str]:
+    """The languages that are trained on; ``translate_from`` need not be one of them."""
+    named = set(map(canonical, section.languages)) or set(pools)
+    return named | set(map(canonical, section.translate_into))
 
 
 def slice_of_round(
@@ -198,10 +204,11 @@ def _digest(prompt: Prompt) -> str:
     return sha256(dumps(said).encode()).hexdigest()
 
 
-def _require(pools: Pools, wanted: set[str], section: PromptsSection) -> None:
+def _require(pools: Pools, wanted: set[str], section: PromptsSection, option: str) -> None:
     if not pools:
-        raise InputError("prompts.files: there is no prompt in them.", "add prompts to the files"
-                         if not wanted else f"prompts.languages asks for {', '.join(wanted)}")
+        asked = f"prompts.languages asks for {', '.join(sorted(wanted))}"
+        raise InputError(f"{option}: there is no prompt in them.",
+                         asked if wanted else "add prompts to the files")
     needed = set(wanted)
     if section.translate_from is not None:
         needed.add(canonical(section.translate_from))
@@ -214,7 +221,7 @@ def _require(pools: Pools, wanted: set[str], section: PromptsSection) -> None:
         )
 
 
-def _make_unique(pools: Pools) -> None:
+def _make_unique(pools: Pools, option: str) -> None:
     """Put the language before ids that several languages use."""
     uses = Counter(prompt.id for pool in pools.values() for prompt in pool)
     for language, pool in pools.items():
@@ -226,5 +233,5 @@ def _make_unique(pools: Pools) -> None:
     again = Counter(prompt.id for pool in pools.values() for prompt in pool)
     twice = next((name for name, count in again.items() if count > 1), None)
     if twice is not None:
-        raise InputError(f"prompts.files: two prompts have the id {twice!r}.",
+        raise InputError(f"{option}: two prompts have the id {twice!r}.",
                          "give each prompt an id of its own")
