@@ -167,6 +167,7 @@ class TrainSection:
     gradient_checkpointing: bool = False
     precompute_reference: bool = True
     save_steps: int = 100
+    save_dtype: str = "auto"  # of the trained model's folder; auto: that of the model before
     launcher: str = "none"  # one of LAUNCHERS
     processes: int = 1
     accelerate_config: str | None = None
