@@ -26,7 +26,8 @@ CONFIG = "config.toml"
 FREE = {
     "run.folder", "run.rounds", "model.device", "model.threads", "judge.max_invalid",
     "sketch.batch_tokens", "train.device_batch", "train.gradient_checkpointing",
-    "train.precompute_reference", "train.save_steps", "train.launcher", "train.processes", "train.accelerate_config",
+    "train.precompute_reference", "train.save_steps", "train.launcher", "train.processes",
+    "train.accelerate_config",
     *(f"{section}.{key}" for section in ("backend", "judge.backend")
       for key in ("url", "serve", "api_key_env", "concurrency", "timeout", "retries")),
 }  # fmt: skip

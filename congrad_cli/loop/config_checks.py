@@ -1,7 +1,7 @@
 """Values of the loop's configuration that cannot be: alone, and together."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -69,9 +69,9 @@ RANGES: dict[str, Range] = {
 }  # fmt: skip
 
 
-def check_config(config: LoopConfig) -> None:
-    """Raise :class:`UsageError` at the first value that cannot be."""
-    for name in NEEDED:
+def check_config(config: LoopConfig, needed: Sequence[str] = NEEDED) -> None:
+    """Raise :class:`UsageError` at the first value that cannot be, or is ``needed`` and missing."""
+    for name in needed:
         if not _get(config, name):
             raise UsageError(f"{name} is missing.", f"set it in the file, or pass --set {name}=...")
     for name, allowed in CHOICES.items():

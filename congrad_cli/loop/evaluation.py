@@ -10,7 +10,7 @@ from pathlib import Path
 
 from congrad_cli.loop import generate
 from congrad_cli.loop.digests import digest_files
-from congrad_cli.loop.evaluate import RoundItems, measure_round
+from congrad_cli.loop.evaluate import RoundItems, measure_round, rows
 from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, require_held_out
 from congrad_cli.loop.items import Item, Items
 from congrad_cli.loop.job import MODEL, Job
@@ -24,12 +24,17 @@ from congrad_cli.loop.opening import (
     score_judge,
 )
 from congrad_cli.loop.plan import EVALUATION, TRAIN
-from congrad_cli.loop.prompts import Prompt, locate, read_pools, shared_prompts
-from congrad_cli.loop.stage import RESULTS, Stage, Worker, digest_file, run_items
+from congrad_cli.loop.prompts import (
+    Prompt,
+    locate,
+    read_pools,
+    shared_prompts,
+    trained_languages,
+)
+from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
 from congrad_cli.loop.text_stages import Kind, Made
 from congrad_cli.loop.verdicts import compare, compare_scores
 from congrad_cli.loop.weighing import weigh_pairs, weigh_texts
-from congrad_cli.records.languages import canonical
 
 PARTS = ("answers", "verdicts", "pairs", "texts")
 """The files of items that measures are taken from."""
@@ -62,21 +67,21 @@ def make_evaluation(job: Job, number: int, stage: Stage) -> Made:
         if section.win_rate and number > 0:
             _compare(job, number, stage)
     _weigh(job, number, stage)
-    seen = {*pools, *map(canonical, job.config.prompts.translate_into)}
+    seen = trained_languages(job.config.prompts, pools)
     check = None
     if prompts and job.config.pairs.check_language:
         from congrad_cli.loop.language_check import LanguageCheck
 
         languages = seen | {prompt.language for prompt in prompts}
         check = LanguageCheck(languages, job.config.pairs.min_confidence)
-    measured = measure_round(
-        number, round_items(job, number), round_items(job, 0),
-        round_items(job, number - 1) if number else None, seen, job.config.loss.beta, check)
-    rows = [each.to_json() for each in measured]
-    stage.write_items({"key": f"{row['language']}/{row['measure']}", **row} for row in rows)
+    now, before, initial = (round_items(job, each) for each in (number, number - 1, 0))
+    measures = measure_round(now, before if number else None, initial if number else None,
+                             job.config.loss.beta, check)
+    found = rows(number, measures, seen)
+    stage.write_items({"key": f"{row['language']}/{row['measure']}", **row} for row in found)
     names = [RESULTS, *(f"{part}.jsonl" for part in PARTS)]
     return Made({name: digest_file(stage.folder / name) for name in names
-                 if (stage.folder / name).exists()}, {"measures": len(rows)})
+                 if (stage.folder / name).exists()}, {"measures": len(found)})
 
 
 def round_items(job: Job, number: int) -> RoundItems:
@@ -93,9 +98,9 @@ def _answer(job: Job, number: int, stage: Stage, prompts: list[Prompt]) -> None:
         return generate.answers(chunk, backend, section, seed)
 
     run_items(
-        stage, prompts, [prompt.id for prompt in prompts],
+        stage, Inputs(prompts, [prompt.id for prompt in prompts], "answers"),
         lambda: opened_writer(job.config, job.about(number + 1), stage.folder, work),
-        job.progress, name="answers")
+        job.progress)
 
 
 def _compare(job: Job, number: int, stage: Stage) -> None:
@@ -118,7 +123,7 @@ def _compare(job: Job, number: int, stage: Stage) -> None:
             yield Worker(backend.chunk, lambda chunk: compare(
                 chunk, others(chunk), backend, config.judge, seed))
 
-    run_items(stage, now, now.keys, opened, job.progress, name="verdicts")
+    run_items(stage, Inputs(now, now.keys, "verdicts"), opened, job.progress)
 
 
 def _weigh(job: Job, number: int, stage: Stage) -> None:
@@ -127,16 +132,16 @@ def _weigh(job: Job, number: int, stage: Stage) -> None:
     pairs, texts = read_pairs(section, job.folder), read_texts(section, job.folder)
     if pairs:
         run_items(
-            stage, pairs, [pair.id for pair in pairs],
+            stage, Inputs(pairs, [pair.id for pair in pairs], "pairs"),
             lambda: opened_scorer(job.config, about,
                                   lambda scorer, chunk: weigh_pairs(chunk, scorer)),
-            job.progress, name="pairs")
+            job.progress)
     if texts:
         run_items(
-            stage, texts, [text.id for text in texts],
+            stage, Inputs(texts, [text.id for text in texts], "texts"),
             lambda: opened_scorer(job.config, about,
                                   lambda scorer, chunk: weigh_texts(chunk, scorer)),
-            job.progress, name="texts")
+            job.progress)
 
 
 EVALUATION_STAGE = Kind(evaluation_inputs, make_evaluation)

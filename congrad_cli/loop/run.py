@@ -1,12 +1,11 @@
 """The loop: every stage of every round in order; running it again continues it."""
 
 import io
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from congrad_cli import arguments
 from congrad_cli.errors import InputError, UsageError
@@ -16,33 +15,46 @@ from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.metrics import RoundMetrics, round_metrics, write_metrics
+from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import (
     CONSENSUS,
     EVALUATION,
     FILTER,
     PAIRS,
     SKETCH,
-    STAGES,
     TRAIN,
     Step,
     after,
     begun_steps,
     find_step,
     forget,
-    step_of,
     steps,
 )
-from congrad_cli.loop.settings import LoopConfig
+from congrad_cli.loop.settings import BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
-from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted
+from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted, round_prompts
 from congrad_cli.loop.train import TrainSpec, train
+from congrad_cli.model_source import OptionNames, find_model
 from congrad_cli.progress import Progress
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings, SketchSettings
 from congrad_cli.tensors import replace_file
 
+MODEL_OPTIONS = OptionNames("model.path", "model.chat_template", "model.device", "model.dtype")
+JUDGE_OPTIONS = replace(MODEL_OPTIONS, model="judge.reference")
+
 STORE = "store"
 KEPT, DROPPED, SCORES, SUMMARY = "kept.jsonl", "dropped.jsonl", "scores.jsonl", "summary.json"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do."""
+
+    steps: list[tuple[str, str]]  # each step, and what there is of it
+    prompts: dict[str, int]  # in the first round that is not done, by language
+    models: dict[str, str]  # what each round starts from, and what writes and judges
+    translated: tuple[str, ...]  # languages that the model translates prompts into
 
 
 @dataclass(frozen=True)
@@ -65,26 +77,70 @@ def run(
     folder holds a run of another configuration, and :class:`StoreError` where another process
     runs it, or something that is done was made of other inputs than there are now.
     """
-    until = request.until and find_step(request.until, "--until", config)
-    anew = request.restart_from and find_step(request.restart_from, "--restart-from", config)
+    wanted = _wanted(config, request)
     job = Job(config, progress)
     check_start(job)
     with _owned(job) as job:
-        begun = set(begun_steps(job.folder))
-        gone = {step for step in begun if anew and after(anew)(step)}
-        check_same_run(job.folder, config, begun - gone)
+        gone = _to_remove(job, request)
         for step in sorted(gone, reverse=True):
             progress.note(f"removing {step.folder(job.folder)}")
             forget(job.folder, step)
         replace_file(job.folder / CONFIG, run_text(config))
-        for step in steps(config):
-            if until and step > until:
-                break
+        for step in wanted:
             make(job, step)
             if step == last_of_round(config, step.number):
                 show(round_metrics(job, step.number))
                 write_metrics(job)
         return job.last_model()
+
+
+def preview(config: LoopConfig, request: Request, progress: Progress) -> Preview:
+    """What :func:`run` would do. Raises what it would raise before any model is loaded."""
+    wanted = _wanted(config, request)
+    job = Job(config, progress)
+    check_start(job)
+    gone = _to_remove(job, request)
+    states, number = [], None
+    for step in wanted:
+        stage = job.stage(step.number, step.stage)
+        state = "made anew" if step in gone else stage.state()
+        states.append((step.name, state))
+        if state != "done" and number is None:
+            number = max(step.number, 1)
+    prompts = round_prompts(job, number or config.run.rounds)
+    models = {f"round {number}": job.about(number).path for number in job.rounds() if number}
+    return Preview(
+        states,
+        dict(sorted(Counter(prompt.language for prompt in prompts).items())),
+        models | {"writes": _by(config.backend), "judges": _judged_by(config)},
+        config.prompts.translate_into,
+    )
+
+
+def _by(backend: BackendSection) -> str:
+    return backend.serve or backend.url or f"{backend.kind}, in this process"
+
+
+def _judged_by(config: LoopConfig) -> str:
+    kind = config.judge.kind
+    by = "" if kind in SCORED else f" ({_by(config.judge.backend or config.backend)})"
+    return kind + by
+
+
+def _wanted(config: LoopConfig, request: Request) -> list[Step]:
+    """The steps up to the one that is asked for."""
+    until = find_step(request.until, "--until", config) if request.until else None
+    return [step for step in steps(config) if until is None or step <= until]
+
+
+def _to_remove(job: Job, request: Request) -> set[Step]:
+    """What is made anew; what stays must be of this configuration."""
+    begun, gone = set(begun_steps(job.folder)), set[Step]()
+    if request.restart_from:
+        anew = after(find_step(request.restart_from, "--restart-from", job.config))
+        gone = {step for step in begun if anew(step)}
+    check_same_run(job.folder, job.config, begun - gone)
+    return gone
 
 
 def make(job: Job, step: Step) -> None:
@@ -122,6 +178,10 @@ def check_start(job: Job) -> None:
     if folder.is_dir() and not (folder / CONFIG).exists() and _foreign(folder):
         raise UsageError(f"run.folder: {folder} holds other things than a run.",
                          "name a folder that is new or empty")
+    find_model(config.model.path, config.model.revision, options=MODEL_OPTIONS)
+    if config.judge.reference is not None:
+        find_model(config.judge.reference, options=JUDGE_OPTIONS)
+    round_prompts(job, config.run.rounds)  # pools that are too small are told of now
     openai = config.backend
     if openai.kind == "openai" and openai.model and not openai.serve and config.run.rounds > 1:
         job.progress.warn(

@@ -46,17 +46,31 @@ class Worker(Generic[T]):
     work: Callable[[Sequence[T]], Iterator[Item]]
 
 
+@dataclass(frozen=True)
+class Inputs(Generic[T]):
+    """What items are made of, with the key of each, and the name of the items' file."""
+
+    items: Sequence[T]
+    keys: Sequence[str]
+    name: str = "results"
+
+
 @dataclass
 class Stage:
     """A stage of a run. ``name`` is what the user calls it, such as ``1/candidates``.
 
-    ``check`` may raise where the run is another process' by now.
+    ``check`` may raise where the run is another process' by now; ``anew`` says how it is made
+    again.
     """
 
     folder: Path
     name: str
     check: Callable[[], None] = lambda: None
+    anew: str = ""
     _began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.anew = self.anew or f"--restart-from {self.name} makes it again, and what follows it"
 
     @property
     def results(self) -> Path:
@@ -76,6 +90,19 @@ class Stage:
     def begun(self) -> bool:
         """Whether there is anything of it."""
         return (self.folder / INPUTS).exists() or (self.folder / DONE).exists()
+
+    def state(self) -> str:
+        """``done``, ``begun`` with the number of items there are, or ``to do``."""
+        if self.done():
+            return "done"
+        parts = list(self.folder.glob(f"*{PART_ENDING}"))
+        if not parts:
+            return "begun" if self.begun() else "to do"
+        lines = 0
+        for part in parts:
+            with part.open("rb") as file:
+                lines += sum(line.endswith(b"\n") for line in file)
+        return f"begun, {lines:,} items"
 
     def finished(self, inputs: Mapping[str, str]) -> Done | None:
         """What a finished stage says; None where it is to be made or continued.
@@ -126,52 +153,49 @@ class Stage:
                 raise StoreError(
                     f"{path} is not what {self.name} wrote: it "
                     + ("changed since." if path.exists() else "is gone."),
-                    f"--restart-from {self.name} makes it again, and what follows it")
+                    self.anew)
 
     def _other_inputs(self, before: Mapping[str, str], now: Mapping[str, str]) -> StoreError:
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return StoreError(
             f"{self.folder} was made of other inputs: {', '.join(changed)} changed.",
             "put back what was there, or pass another run.folder",
-            f"--restart-from {self.name} makes it again, and what follows it",
+            self.anew,
         )
 
     def _damaged(self, name: str) -> StoreError:
-        return StoreError(f"{self.folder / name} is damaged.",
-                          f"--restart-from {self.name} makes it again, and what follows it")
+        return StoreError(f"{self.folder / name} is damaged.", self.anew)
 
 
 def run_items(
     stage: Stage,
-    items: Sequence[T],
-    keys: Sequence[str],
+    inputs: Inputs[T],
     opened: Callable[[], AbstractContextManager[Worker[T]]],
     progress: Progress,
-    judge: Callable[[ItemLog], None] = lambda _: None,
-    name: str = "results",
+    look: Callable[[ItemLog], None] = lambda _: None,
 ) -> Items:
     """Make the stage's item of every input and write ``NAME.jsonl`` in the inputs' order.
 
-    ``keys`` are those of the inputs and of their items. The inputs are cut into fixed chunks; a
-    chunk whose items are all there is skipped, and items that are there are not made twice.
-    ``opened`` is entered only where something is missing. ``judge`` sees what there is after
-    every chunk, and may raise.
+    The inputs are cut into fixed chunks; a chunk whose items are all there is skipped, and items
+    that are there are not made twice. ``opened`` is entered only where something is missing.
+    ``look`` sees what there is after every chunk, and may raise.
     """
+    keys = inputs.keys
     require_unique(keys, stage.name)
-    finished = stage.folder / f"{name}.jsonl"
-    with ItemLog(stage.folder / f"{name}{PART_ENDING}", stage.check) as log:
+    finished = stage.folder / f"{inputs.name}.jsonl"
+    with ItemLog(stage.folder / f"{inputs.name}{PART_ENDING}", stage.check) as log:
         if log.dropped:
             progress.note(f"{stage.name}: half a result was dropped ({log.dropped:,} bytes)")
-        if any(key not in log for key in keys):
-            progress.start(stage.name, len(keys), sum(key in log for key in keys), "prompts")
+        there = sum(key in log for key in keys)
+        if there < len(keys):
+            progress.start(f"{stage.name} {inputs.name}", len(keys), there, "items")
             with opened() as worker:
                 for begin in range(0, len(keys), worker.chunk):
                     chunk = slice(begin, begin + worker.chunk)
                     if any(key not in log for key in keys[chunk]):
-                        _work(log, items[chunk], keys[chunk], worker, progress)
-                        judge(log)
+                        _work(log, inputs.items[chunk], keys[chunk], worker, progress)
+                        look(log)
             progress.finish()
-        judge(log)
         with durable(finished) as write:
             for line in log.lines(keys):
                 write(line)

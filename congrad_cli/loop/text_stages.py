@@ -16,7 +16,7 @@ from congrad_cli.loop.opening import judge_inputs, opened_judge, opened_writer
 from congrad_cli.loop.pairs import make_pairs
 from congrad_cli.loop.plan import CANDIDATES, JUDGEMENTS, PAIRS, PROMPTS
 from congrad_cli.loop.prompts import Prompt, locate, read_pools, slice_of_round
-from congrad_cli.loop.stage import RESULTS, Stage, digest_file, run_items
+from congrad_cli.loop.stage import RESULTS, Inputs, Stage, digest_file, run_items
 from congrad_cli.loop.translation import require_translated, translate, translated_prompts
 
 PAIRS_FILE = "pairs.jsonl"
@@ -97,12 +97,13 @@ def _with_translations(
             some = [prompt for prompt, each in chunk if each == target]
             yield from translate(some, backend, [target], seed, check)
 
-    items = run_items(stage, wanted, [f"{prompt.id}>{target}" for prompt, target in wanted],
-                      lambda: opened_writer(job.config, job.about(number), stage.folder, work), job.progress,
-                      name="translations")
+    keys = [f"{prompt.id}>{target}" for prompt, target in wanted]
+    items = run_items(
+        stage, Inputs(wanted, keys, "translations"),
+        lambda: opened_writer(job.config, job.about(number), stage.folder, work), job.progress)
     require_translated(items)
-    own = {canonical(label) for label in section.languages}
-    kept = [prompt for prompt in prompts if not own or prompt.language in own]
+    trained = {canonical(label) for label in section.languages}
+    kept = [prompt for prompt in prompts if not trained or prompt.language in trained]
     return kept + translated_prompts(items)
 
 
@@ -117,8 +118,9 @@ def make_candidates(job: Job, number: int, stage: Stage) -> Made:
     def work(backend: Backend, chunk: Sequence[Item]) -> Iterator[Item]:
         return generate.candidates(list(map(Prompt.from_json, chunk)), backend, section, seed)
 
-    items = run_items(stage, prompts, prompts.keys, lambda: opened_writer(job.config, job.about(number), stage.folder, work),
-                      job.progress)
+    items = run_items(
+        stage, Inputs(prompts, prompts.keys),
+        lambda: opened_writer(job.config, job.about(number), stage.folder, work), job.progress)
     count = unfinished = 0
     for item in items:
         count += len(item["candidates"])
@@ -144,7 +146,7 @@ def make_judgements(job: Job, number: int, stage: Stage) -> Made:
             require_valid(list(log), max(HOPELESS, config.judge.max_invalid))
 
     items = run_items(
-        stage, candidates, candidates.keys,
+        stage, Inputs(candidates, candidates.keys),
         lambda: opened_judge(config, job.about(number), stage.folder, seed),
         job.progress, stop_early)
     require_valid(items, config.judge.max_invalid)
