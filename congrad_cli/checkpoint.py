@@ -81,16 +81,20 @@ def load_tokenizer(source: ModelSource, chat_template: str | None) -> Any:
     """The model's tokenizer, with ``chat_template`` (a file or "plain") in place of its own."""
     with explained(source):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
-    if chat_template == "plain":
-        tokenizer.chat_template = PLAIN_TEMPLATE
-    elif chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            option = source.options.chat_template
-            raise UsageError(f"{option} {chat_template}: cannot be read ({reason}).") from error
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template, source.options.chat_template)
     return tokenizer
+
+
+def read_template(chat_template: str, option: str = SHELL.chat_template) -> str:
+    """The template's text: that of a file, or "plain"."""
+    if chat_template == "plain":
+        return PLAIN_TEMPLATE
+    try:
+        return Path(chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UsageError(f"{option} {chat_template}: cannot be read ({reason}).") from error
 
 
 def require_template(tokenizer: Any, source: ModelSource, place: str) -> None:
