@@ -19,7 +19,7 @@ from congrad_cli.loop.digests import digest_files, digest_model
 from congrad_cli.loop.items import Item, Items, durable, line_of
 from congrad_cli.loop.judge import require_valid
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.opening import opened_judge, opened_writer
+from congrad_cli.loop.opening import Models
 from congrad_cli.loop.pairs import count_reasons, make_pairs
 from congrad_cli.loop.plan import CANDIDATES, JUDGEMENTS, TRAIN
 from congrad_cli.loop.prompts import Prompt, locate, read_pools
@@ -60,8 +60,9 @@ def run_generate(
     data = digest_files(file.path for file in locate(section.files, Path.cwd()))
     made_of = _made_of(config, CANDIDATES, {"the prompts": data})
     with _unfinished(output, CANDIDATES, made_of) as stage:
+        models = Models(config, stage.folder, progress.note)
         run_items(stage, Inputs(prompts, [prompt.id for prompt in prompts]),
-                  lambda: opened_writer(config, config.model, stage.folder, work), progress)
+                  lambda: models.writer(config.model, work), progress)
 
 
 def run_judge(candidates: Path, output: Path, config: LoopConfig, progress: Progress) -> None:
@@ -70,8 +71,9 @@ def run_judge(candidates: Path, output: Path, config: LoopConfig, progress: Prog
     seed = seed_of(config.run.seed, 1, JUDGEMENTS)
     made_of = _made_of(config, JUDGEMENTS, {"the candidates": digest_files([candidates])})
     with _unfinished(output, JUDGEMENTS, made_of) as stage:
+        models = Models(config, stage.folder, progress.note)
         found = run_items(stage, Inputs(items, items.keys),
-                          lambda: opened_judge(config, config.model, stage.folder, seed), progress)
+                          lambda: models.judge(config.model, seed), progress)
         require_valid(found, config.judge.max_invalid)
 
 

@@ -6,7 +6,6 @@ the same one in all rounds: the initial model, or the server that judges.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from congrad_cli.loop import generate
 from congrad_cli.loop.digests import digest_files
@@ -15,14 +14,7 @@ from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, requ
 from congrad_cli.loop.items import Item, Items
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.opening import (
-    SCORED,
-    judge_backend,
-    judge_inputs,
-    opened_scorer,
-    opened_writer,
-    score_judge,
-)
+from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import EVALUATION, TRAIN
 from congrad_cli.loop.prompts import (
     Prompt,
@@ -32,7 +24,7 @@ from congrad_cli.loop.prompts import (
     trained_languages,
 )
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
-from congrad_cli.loop.text_stages import Kind, Made
+from congrad_cli.loop.text_stages import Kind, Made, judge_inputs
 from congrad_cli.loop.verdicts import compare, compare_scores
 from congrad_cli.loop.weighing import weigh_pairs, weigh_texts
 
@@ -99,7 +91,7 @@ def _answer(job: Job, number: int, stage: Stage, prompts: list[Prompt]) -> None:
 
     run_items(
         stage, Inputs(prompts, [prompt.id for prompt in prompts], "answers"),
-        lambda: opened_writer(job.config, job.about(number + 1), stage.folder, work),
+        lambda: job.models(stage).writer(job.about(number + 1), work),
         job.progress)
 
 
@@ -114,12 +106,13 @@ def _compare(job: Job, number: int, stage: Stage) -> None:
 
     @contextmanager
     def opened() -> Iterator[Worker[Item]]:
+        models = job.models(stage)
         if config.judge.kind in SCORED:
-            with score_judge(config, job.about(1)) as judge:
+            with models.score_judge(job.about(1)) as judge:
                 yield Worker(config.backend.batch,
                              lambda chunk: compare_scores(chunk, others(chunk), judge))
             return
-        with judge_backend(config, job.about(1), Path(stage.folder)) as backend:
+        with models.judge_backend(job.about(1)) as backend:
             yield Worker(backend.chunk, lambda chunk: compare(
                 chunk, others(chunk), backend, config.judge, seed))
 
@@ -129,18 +122,17 @@ def _compare(job: Job, number: int, stage: Stage) -> None:
 def _weigh(job: Job, number: int, stage: Stage) -> None:
     """The log-probabilities of held-out pairs and texts under the round's new model."""
     section, about = job.config.evaluate, job.about(number + 1)
+    models = job.models(stage)
     pairs, texts = read_pairs(section, job.folder), read_texts(section, job.folder)
     if pairs:
         run_items(
             stage, Inputs(pairs, [pair.id for pair in pairs], "pairs"),
-            lambda: opened_scorer(job.config, about,
-                                  lambda scorer, chunk: weigh_pairs(chunk, scorer)),
+            lambda: models.scorer(about, lambda scorer, chunk: weigh_pairs(chunk, scorer)),
             job.progress)
     if texts:
         run_items(
             stage, Inputs(texts, [text.id for text in texts], "texts"),
-            lambda: opened_scorer(job.config, about,
-                                  lambda scorer, chunk: weigh_texts(chunk, scorer)),
+            lambda: models.scorer(about, lambda scorer, chunk: weigh_texts(chunk, scorer)),
             job.progress)
 
 

@@ -8,6 +8,7 @@ from congrad_cli.errors import StoreError
 from congrad_cli.loop.changes import values_of
 from congrad_cli.loop.digests import digest_files, digest_model
 from congrad_cli.loop.items import Items
+from congrad_cli.loop.opening import Models
 from congrad_cli.loop.plan import EVALUATION, TRAIN, step_of
 from congrad_cli.loop.seeds import seed_of
 from congrad_cli.loop.settings import LoopConfig, ModelSection
@@ -49,6 +50,10 @@ class Job:
     def items(self, number: int, stage: str, name: str = RESULTS) -> Items:
         """A file of items of a stage that is finished."""
         return Items(self.stage(number, stage).folder / name)
+
+    def models(self, stage: Stage) -> Models:
+        """What opens models for a stage."""
+        return Models(self.config, stage.folder, self.progress.note)
 
     def seed(self, number: int, stage: str) -> int:
         """The seed of a stage of a round."""

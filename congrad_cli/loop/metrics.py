@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from congrad_cli.loop.evaluate import table
 from congrad_cli.loop.job import Job
 from congrad_cli.loop.plan import (
     CANDIDATES,
@@ -35,9 +36,9 @@ class RoundMetrics:
         return {"round": self.number, "model": None if self.model is None else str(self.model),
                 "stages": self.stages, "evaluation": self.measured}
 
-    def languages(self) -> list[str]:
-        """Those that the round has prompts in."""
-        return list(self.stages.get(PROMPTS, {}).get("languages", {}))
+    def measures(self) -> dict[str, dict[str, float]]:
+        """Each measure by language; means over languages come first."""
+        return table(self.measured)
 
 
 def round_metrics(job: Job, number: int) -> RoundMetrics:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from congrad_cli.errors import InputError
@@ -12,7 +13,6 @@ from congrad_cli.loop.items import Item, ItemLog, durable, line_of
 from congrad_cli.loop.job import Job
 from congrad_cli.loop.judge import require_valid
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.opening import judge_inputs, opened_judge, opened_writer
 from congrad_cli.loop.pairs import make_pairs
 from congrad_cli.loop.plan import CANDIDATES, JUDGEMENTS, PAIRS, PROMPTS
 from congrad_cli.loop.prompts import Prompt, locate, read_pools, slice_of_round
@@ -100,7 +100,7 @@ def _with_translations(
     keys = [f"{prompt.id}>{target}" for prompt, target in wanted]
     items = run_items(
         stage, Inputs(wanted, keys, "translations"),
-        lambda: opened_writer(job.config, job.about(number), stage.folder, work), job.progress)
+        lambda: job.models(stage).writer(job.about(number), work), job.progress)
     require_translated(items)
     trained = {canonical(label) for label in section.languages}
     kept = [prompt for prompt in prompts if not trained or prompt.language in trained]
@@ -120,7 +120,7 @@ def make_candidates(job: Job, number: int, stage: Stage) -> Made:
 
     items = run_items(
         stage, Inputs(prompts, prompts.keys),
-        lambda: opened_writer(job.config, job.about(number), stage.folder, work), job.progress)
+        lambda: job.models(stage).writer(job.about(number), work), job.progress)
     count = unfinished = 0
     for item in items:
         count += len(item["candidates"])
@@ -130,6 +130,18 @@ def make_candidates(job: Job, number: int, stage: Stage) -> Made:
 
 
 # judgements
+
+
+def judge_inputs(job: Job, number: int) -> dict[str, str]:
+    """What judgements hang on beside the settings and the round's model."""
+    judge, inputs = job.config.judge, {}
+    if judge.template is not None:
+        inputs["judge.template"] = digest_files([Path(judge.template)])
+    if judge.kind == "initial":
+        inputs["the initial model"] = job.model_digest(1)
+    if judge.reference is not None:
+        inputs["judge.reference"] = job.digest_of_model(judge.reference)
+    return inputs
 
 
 def make_judgements(job: Job, number: int, stage: Stage) -> Made:
@@ -147,7 +159,7 @@ def make_judgements(job: Job, number: int, stage: Stage) -> Made:
 
     items = run_items(
         stage, Inputs(candidates, candidates.keys),
-        lambda: opened_judge(config, job.about(number), stage.folder, seed),
+        lambda: job.models(stage).judge(job.about(number), seed),
         job.progress, stop_early)
     require_valid(items, config.judge.max_invalid)
     scores = [score for item in items for score in item["scores"]]
