@@ -52,7 +52,7 @@ USED: dict[str, tuple[str, ...]] = {
 """Which stages a section's values are part of."""
 
 ALSO: dict[str, tuple[str, ...]] = {
-    "loss.beta": (JUDGEMENTS, EVALUATION, CONSENSUS, FILTER, TRAIN),  # of implicit rewards
+    "loss.beta": (EVALUATION, CONSENSUS, FILTER, TRAIN),
     "train.reference": (SKETCH, TRAIN),
     "filter.enabled": (SKETCH, CONSENSUS, FILTER, TRAIN),
     "pairs.check_language": (PROMPTS, PAIRS, EVALUATION),  # translations are checked alike
@@ -61,13 +61,16 @@ ALSO: dict[str, tuple[str, ...]] = {
 """Keys that more stages use than their section says."""
 
 
-def used_by(name: str) -> tuple[str, ...]:
+def used_by(name: str, judge: str = "self") -> tuple[str, ...]:
     """The stages whose results hang on a key's value; none for a free one, and none for a path.
 
-    What lies at a path is an input of the stages that read it; it may lie elsewhere.
+    What lies at a path is an input of the stages that read it; it may lie elsewhere. ``judge`` is
+    the kind of judge.
     """
     if name in FREE or name in (*FILES, *MODELS, TEMPLATE):
         return ()
+    if name == "loss.beta" and judge == "implicit-reward":
+        return (JUDGEMENTS, *ALSO[name])
     return ALSO.get(name) or USED[name.rpartition(".")[0]]
 
 
@@ -76,7 +79,7 @@ def values_of(config: LoopConfig, stage: str) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for name, value in flat(config).items():
         section, _, key = name.rpartition(".")
-        if stage in used_by(name):
+        if stage in used_by(name, config.judge.kind):
             result.setdefault(section, {})[key] = value
     return result
 
@@ -96,14 +99,14 @@ def check_same_run(run: Path, config: LoopConfig, begun: Collection[Step]) -> No
     if config.run.rounds < last:
         raise UsageError(f"run.rounds is {config.run.rounds}, and round {last} has begun in {run}.",
                          "rounds may grow; to make fewer, pass another run.folder")
-    changed = [text for name, text in differences(before, config)
-               if {step.stage for step in begun} & set(used_by(name))]
+    stages, kind = {step.stage for step in begun}, config.judge.kind
+    changed = {name: text for name, text in differences(before, config)
+               if stages & set(used_by(name, kind))}
     if changed:
         raise UsageError(
-            f"{run} was made with another configuration: {'; '.join(changed)}.",
+            f"{run} was made with another configuration: {'; '.join(changed.values())}.",
             "put the values back, or pass another run.folder",
-            "--restart-from ROUND/STAGE makes anew what was made with them: "
-            f"{_first(before, config, begun)}",
+            f"--restart-from {_first(changed, kind, begun)} makes anew what was made with them",
         )
 
 
@@ -121,7 +124,7 @@ def _shown(value: object) -> str:
     return "not set" if value is None else f"{value!r:.60}"
 
 
-def _first(before: LoopConfig, now: LoopConfig, begun: Collection[Step]) -> str:
-    """The first step that used what changed."""
-    stages = {stage for name, _ in differences(before, now) for stage in used_by(name)}
+def _first(names: Collection[str], judge: str, begun: Collection[Step]) -> str:
+    """The first step that used one of these keys."""
+    stages = {stage for name in names for stage in used_by(name, judge)}
     return min(step for step in begun if step.stage in stages).name
