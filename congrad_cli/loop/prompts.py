@@ -57,8 +57,9 @@ class Pools(dict[str, list[Prompt]]):
 def read_pools(section: PromptsSection, base: Path, option: str = "prompts.files") -> Pools:
     """The prompts of the section's files, by language; files are relative to ``base``.
 
-    Languages that the section does not name are left out, save ``translate_from``. A prompt that its language has already is dropped and counted. An id that several languages
-    use gets the language in front (``de/7``), so that every id is unique.
+    Languages that the section does not name are left out, save ``translate_from``. A prompt that
+    its language has already is dropped and counted. An id that several languages use gets the
+    language in front (``de/7``), so that every id is unique.
 
     Raises :class:`InputError` for a line that is no prompt, for two prompts of one language with
     one id, and for a language of the section that the files do not have.
