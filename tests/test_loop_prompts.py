@@ -50,8 +50,8 @@ def said(error: pytest.ExceptionInfo[CongradError]) -> str:
 
 def test_the_sample_prompts_are_twelve_in_each_of_eighteen_languages(sample_data):
     pools = read_pools(PromptsSection(files=("prompts.jsonl",)), sample_data)
-    assert {language: len(pool) for language, pool in pools.items()}.keys() == set(
-        "en de fr es it pt ru zh ja ko tr vi id hi ar sw th bn".split())
+    assert len(pools) == 18
+    assert all(one.language == language for language, pool in pools.items() for one in pool)
     assert {len(pool) for pool in pools.values()} == {12}
     assert not pools.duplicates
     first = next(one for one in pools["it"] if one.id == "help-prompt-0006-it")
@@ -72,14 +72,13 @@ def test_a_prompt_is_a_text_or_messages_and_is_read_back_from_its_item(tmp_path)
 
 def test_gzip_zstd_and_parquet_hold_prompts_too(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     zstandard = pytest.importorskip("zstandard")
-    import pyarrow.parquet
-
     content = lines({"language": "de", "prompt": "Eins"}, {"language": "de", "prompt": "Zwei"})
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
     (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(content.replace(b"ei", b"au")))
     table = pyarrow.table({"language": ["fr"], "prompt": [[user("Bonjour")]]})
-    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    parquet.write_table(table, tmp_path / "c.parquet")
     pools = pools_of(tmp_path, files=("a.jsonl.gz", "b.jsonl.zst", "*.parquet"))
     assert [one.messages[0]["content"] for one in pools["de"]] == ["Eins", "Zwei", "Zwau"]
     assert pools.duplicates == {"de": 1}
@@ -221,8 +220,8 @@ def test_seeds_hang_on_all_their_parts():
 
 
 def test_held_out_prompts_pairs_and_texts_are_limited_by_language(sample_data, tmp_path):
-    (tmp_path / "text.de.jsonl").write_bytes(lines({"text": "Eins"}, {"text": "Zwei"},
-                                                   {"text": "Drei"}))
+    (tmp_path / "text.de.jsonl").write_bytes(lines({"text": "Eins"}, {"text": "Eins"},
+                                                   {"text": "Zwei"}, {"text": "Drei"}))
     section = EvaluateSection(prompts=("prompts.jsonl",), pairs=("preferences.jsonl",),
                               text=(str(tmp_path / "text.de.jsonl"),), per_language=2)
     prompts, pairs = read_prompts(section, sample_data, 0), read_pairs(section, sample_data)
@@ -249,11 +248,27 @@ def test_pairs_of_messages_are_read_and_longer_answers_refused(tmp_path):
     (found,) = read_pairs(section, tmp_path)
     assert (found.messages, found.chosen, found.rejected) == ((user("Hallo?"),), "Ja.", "Nein.")
     file.write_bytes(lines(pair(answer, user("Und?"), answer)))
-    with pytest.raises(InputError, match="pairs.jsonl:1: 'chosen' is 3 turns"):
+    with pytest.raises(InputError, match=r"pairs\.jsonl:1: 'chosen' is 3 turns"):
         read_pairs(section, tmp_path)
     file.write_bytes(lines({"language": "de", "prompt": "x", "chosen": "y", "rejected": "y"}))
     with pytest.raises(InputError, match="are the same"):
         read_pairs(section, tmp_path)
+    file.write_bytes(lines(pair(answer), pair(answer), pair(answer) | {"language": "nl"}))
+    assert len({one.id for one in read_pairs(section, tmp_path)}) == 2  # one stood there twice
+
+
+@pytest.mark.parametrize(
+    ("gone", "cure"),
+    [("language", "add a field 'language'"), ("rejected", "rename the one that is meant")],
+)
+def test_cures_speak_of_fields_and_not_of_options_of_commands(tmp_path, gone, cure):
+    one = {"language": "de", "prompt": "x", "chosen": "y", "rejected": "z"}
+    del one[gone]
+    (tmp_path / "pairs.jsonl").write_bytes(lines(one))
+    with pytest.raises(InputError, match=f"no field '{gone}'") as error:
+        read_pairs(EvaluateSection(pairs=("pairs.jsonl",)), tmp_path)
+    assert cure in said(error)
+    assert "--" not in said(error)
 
 
 def test_a_text_to_measure_by_must_be_there(tmp_path):
@@ -267,7 +282,7 @@ def test_prompts_that_are_trained_on_measure_nothing():
     held_out = [Prompt("other", "de", (user(" 2 "),)), Prompt("fr-2", "fr", (user("2"),))]
     found = shared_prompts(pools, held_out)
     assert found == held_out[:1]
-    with pytest.raises(InputError, match="1 of 2 are in prompts.files too"):
+    with pytest.raises(InputError, match=r"1 of 2 are in prompts\.files too"):
         require_held_out(held_out, found)
     require_held_out(held_out, [])
 
