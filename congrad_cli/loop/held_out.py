@@ -1,9 +1,11 @@
 """What rounds are measured by: prompts, preference pairs and texts that no round trains on."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from congrad_cli.errors import InputError
 from congrad_cli.loop.model_access import Message
@@ -14,6 +16,7 @@ from congrad_cli.loop.prompts import (
     read_objects,
     read_pools,
     shuffled,
+    without_options,
 )
 from congrad_cli.loop.settings import EvaluateSection, PromptsSection
 from congrad_cli.records.content import read_text
@@ -43,12 +46,7 @@ class HeldOutText:
     text: str
 
 
-class _InLanguage(Protocol):
-    @property
-    def language(self) -> str: ...
-
-
-Part = TypeVar("Part", bound=_InLanguage)
+Part = TypeVar("Part", HeldOutPair, HeldOutText)
 
 
 def read_prompts(section: EvaluateSection, base: Path, seed: int) -> list[Prompt]:
@@ -66,6 +64,7 @@ def read_prompts(section: EvaluateSection, base: Path, seed: int) -> list[Prompt
 def read_pairs(section: EvaluateSection, base: Path) -> list[HeldOutPair]:
     """The first ``per_language`` pairs of each language; any shape that ``congrad sketch`` reads.
 
+    Pairs and texts are named by their content, and one that stands there twice is read once.
     Raises :class:`InputError` for a record that is no pair, or whose answers are more than one
     turn of the assistant.
     """
@@ -92,13 +91,13 @@ def _texts(section: EvaluateSection, base: Path) -> Iterator[HeldOutText]:
             place.fail("missing-field", "no field 'text'.", f"fields here: {names(fields)}",
                        'write {"language": "de", "text": "..."}')
         text = read_text(fields["text"], "text", place)
-        yield HeldOutText(f"{place.source}:{place.line}", language, text)
+        yield HeldOutText(sha256(f"{language}\0{text}".encode()).hexdigest()[:16], language, text)
 
 
 def _records(found: Iterable[Record | Rejected]) -> Iterator[Record]:
     for record in found:
         if isinstance(record, Rejected):
-            raise record.error
+            raise without_options(record.error)
         yield record
 
 
@@ -109,7 +108,7 @@ def _pair(record: Record) -> HeldOutPair:
         messages: tuple[Message, ...] = ({"role": "user", "content": prompt},)
     else:
         messages = plain_messages(prompt, "prompt", place)
-    return HeldOutPair(f"{record.source}:{record.line}", record.group, messages,
+    return HeldOutPair(f"{record.group}-{record.digest().hex()[:16]}", record.group, messages,
                        _answer(record.chosen, "chosen", place),
                        _answer(record.rejected, "rejected", place))
 
@@ -124,11 +123,13 @@ def _answer(answer: Text, name: str, place: Place) -> str:
 
 
 def _first(parts: Iterable[Part], count: int) -> Iterator[Part]:
-    """The first ``count`` parts of each language, in order."""
-    taken: dict[str, int] = {}
+    """The first ``count`` parts of each language, in order, each but once."""
+    taken: Counter[str] = Counter()
+    seen: set[str] = set()
     for part in parts:
-        taken[part.language] = taken.get(part.language, 0) + 1
-        if taken[part.language] <= count:
+        if part.id not in seen and taken[part.language] < count:
+            taken[part.language] += 1
+            seen.add(part.id)
             yield part
 
 

@@ -37,7 +37,8 @@ class ImplicitRewardJudge:
             pairs = zip(self._policy.weigh(texts), self._reference.weigh(texts), strict=True)
             held.append(_judgement(
                 item, [self._beta * (ours.logp - theirs.logp) for ours, theirs in pairs]))
-            told = told or any(held[-1]["scores"])
+            told = told or any(score != 0 for score, judged in
+                               zip(held[-1]["scores"], held[-1]["judged"], strict=True) if judged)
             if told:
                 yield from held
                 held = []

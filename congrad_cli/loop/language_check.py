@@ -23,7 +23,7 @@ from typing import Any
 from congrad_cli.errors import UsageError
 from congrad_cli.loop.language_names import english_name, english_names
 from congrad_cli.loop.model_access import Message
-from congrad_cli.records.detect import NO_LANGUAGE, TOO_SHORT, Detector, strip_code
+from congrad_cli.records.detect import NO_LANGUAGE, OTHER, TOO_SHORT, Detector, strip_code
 from congrad_cli.records.languages import base, canonical
 
 RIGHT, WRONG, UNSURE = "right", "wrong", "unsure"
@@ -84,15 +84,15 @@ class LanguageCheck:
     def __init__(self, languages: Iterable[str], floor: float) -> None:
         """Load py3langid. ``languages`` are those that answers should be in, by any label.
 
-        Another language counts where its probability among them is ``floor`` or more. Scripts
-        and regions are not told apart. Raises :class:`UsageError` if py3langid is missing.
+        Another one of them counts where its probability among them is ``floor`` or more, and one
+        that is none of them where all of them together are most unlikely. Scripts and regions are
+        not told apart. Raises :class:`UsageError` if py3langid is missing.
         """
         _require_package()
         labels = sorted({canonical(label) for label in languages})
         self._base = {label: base(label) or label for label in labels if _known(label)}
         self.unknown = tuple(label for label in labels if label not in self._base)
         self._detector = Detector(sorted(set(self._base.values())), floor)
-        self._floor = floor
 
     def check(self, text: str, language: str, messages: Sequence[Message] = ()) -> Finding:
         """What the language of ``text`` is to an answer in ``language`` after ``messages``."""
@@ -106,7 +106,7 @@ class LanguageCheck:
             return Finding(SHORT)
         if found.likeliest == wanted:
             return Finding(RIGHT if found.language else UNSURE, wanted)
-        sure = found.probability >= self._floor
+        sure = found.reason == OTHER or found.language is not None
         return Finding(WRONG if sure else UNSURE, found.likeliest or NO_LANGUAGE)
 
 

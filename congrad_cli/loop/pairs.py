@@ -39,12 +39,11 @@ def make_pairs(
     judgements: Iterable[Mapping[str, Any]],
     section: PairsSection,
     languages: Iterable[str],
-    plain: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """One item for each prompt: ``{"key", "pair", "reason"}``, the pair null or the reason "".
 
-    A pair has ``id``, ``language``, ``prompt``, ``chosen``, ``rejected`` (message lists, or texts
-    where the model is ``plain`` and has no chat), ``chosen_score`` and ``rejected_score``.
+    A pair has ``id``, ``language``, ``prompt``, ``chosen`` and ``rejected`` as message lists,
+    ``chosen_score`` and ``rejected_score``.
     ``languages`` are those that answers may be taken for. Raises :class:`UsageError` where
     languages are to be checked and py3langid is missing.
     """
@@ -58,7 +57,7 @@ def make_pairs(
             reason = max(OUT, key=lambda one: out[one]) if found == FEW and out else found
             yield {"key": item["key"], "pair": None, "reason": reason}
         else:
-            yield {"key": item["key"], "pair": _pair(item, *found, plain), "reason": ""}
+            yield {"key": item["key"], "pair": _pair(item, *found), "reason": ""}
 
 
 def best_and_worst(valid: Sequence[Scored], margin: float) -> tuple[Scored, Scored] | str:
@@ -118,12 +117,8 @@ def _merge(valid: Sequence[Scored]) -> list[Scored]:
     ]
 
 
-def _pair(item: Mapping[str, Any], best: Scored, worst: Scored, plain: bool) -> dict[str, Any]:
-    prompt: Any = list(item["messages"])
+def _pair(item: Mapping[str, Any], best: Scored, worst: Scored) -> dict[str, Any]:
     chosen, rejected = ([{"role": "assistant", "content": one.text}] for one in (best, worst))
-    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if plain:
-        said = "\n\n".join(message["content"] for message in prompt)
-        pair = {"prompt": said, "chosen": best.text, "rejected": worst.text}
-    return {"id": item["key"], "language": item["language"], **pair,
+    return {"id": item["key"], "language": item["language"], "prompt": list(item["messages"]),
+            "chosen": chosen, "rejected": rejected,
             "chosen_score": best.score, "rejected_score": worst.score}

@@ -57,8 +57,9 @@ class Pools(dict[str, list[Prompt]]):
 def read_pools(section: PromptsSection, base: Path, option: str = "prompts.files") -> Pools:
     """The prompts of the section's files, by language; files are relative to ``base``.
 
-    Languages that the section does not name are left out, save ``translate_from``. A prompt that its language has already is dropped and counted. An id that several languages
-    use gets the language in front (``de/7``), so that every id is unique.
+    Languages that the section does not name are left out, save ``translate_from``. A prompt that
+    its language has already is dropped and counted. An id that several languages use gets the
+    language in front (``de/7``), so that every id is unique.
 
     Raises :class:`InputError` for a line that is no prompt, for two prompts of one language with
     one id, and for a language of the section that the files do not have.
@@ -150,14 +151,21 @@ def read_objects(files: Iterable[DataFile]) -> Iterator[tuple[Fields, str, Place
             yield fields, _language(grouping, fields, place), place
 
 
+def without_options(error: BadRecord) -> BadRecord:
+    """The error with cures for a configuration file, where those of a command are options."""
+    hints = [hint for hint in error.hints if "--" not in hint]
+    if len(hints) == len(error.hints):
+        return error
+    cure = ("add a field 'language', or name the file with {lang} in its path"
+            if error.code == "no-language" else "add the field, or rename the one that is meant")
+    return BadRecord(error.source, error.line, error.code, error.what, *hints, cure)
+
+
 def _language(grouping: Grouping, fields: Fields, place: Place) -> str:
     try:
         return grouping.group(fields, "", "", place)
     except BadRecord as error:
-        if error.code != "no-language" or "no field" not in error.what:
-            raise
-        return place.fail(error.code, error.what, f"fields here: {names(fields)}",
-                          "add a field 'language', or name the file with {lang} in its path")
+        raise without_options(error) from error
 
 
 def _read_files(files: Iterable[DataFile]) -> Iterator[tuple[Prompt, Place]]:

@@ -36,8 +36,8 @@ note nota voto punti points point punkte total
 
 _MARKS = r"[^\S\n]*+(?:[*_`~\"'“”„‘’«»「」『』()\[\]【】<>][^\S\n]*+){0,8}"
 _NUMBER = (
-    r"(?P<sign>[-+−–—±]?)[^\S\n]*(?P<number>\d{1,9}(?:[.,٫]\d{1,9})?)"
-    r"(?P<more>[.,٫]?\d|[A-Za-z%‰^]"  # no whole number: 4.5.1, 4th, 80%
+    r"(?P<sign>[-+−–—±]?)[^\S\n]*(?P<number>\d{1,9}(?:[.٫]\d{1,9}|,\d{1,2})?)"
+    r"(?P<more>[.,٫]?\d|[A-Za-z%‰^]"  # no whole number: 4.5.1, 1,000, 4th, 80%
     r"|[^\S\n]?(?:[-–—~]|\.\.|to\b|bis\b|or\b)[^\S\n]?\d|[^\S\n]\d)?"  # a range: 3-4, 3 to 4
     rf"(?:{_MARKS}(?:[/⁄]|out[^\S\n]of|von|sur|de|su|из|中)[^\S\n]?{_MARKS}(?P<most>\d{{1,9}}))?"
 )
