@@ -69,8 +69,8 @@ def _run(spec: TrainSpec, rows: int, resume: Path | None, stop: Stop) -> int:
     shown = _pairs_shown(spec, len(trainer.train_dataset))
     trainer.add_callback(Reporter(shown, spec.output / "metrics.jsonl", stop))
     steps(trainer, resume)
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        return TERMINATED
+    if trainer.state.global_step < trainer.state.max_steps:
+        return TERMINATED  # after a checkpoint
     stop.in_steps = False
     if main_process:
         tell("step", what="writing the trained model")
