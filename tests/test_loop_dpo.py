@@ -1,6 +1,7 @@
 """The trained loss against its formula and against TRL's own, on the installed TRL."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,21 +197,20 @@ def test_a_merged_folder_says_what_the_adapter_model_says(
 
 def test_what_rounding_loses_is_measured(models: tuple[str, str], tmp_path: Path) -> None:
     """All of a change below the last bit, next to nothing of a large one, nothing in float32."""
-    spec = make_spec(tmp_path / "out", models[0], save_dtype="bfloat16")
+    spec = make_spec(tmp_path / "out", models[0])
     tokenizer = dpo_model.load_tokenizer(spec)
-    start = dpo_model.load_model(spec, models[0], torch.float32).state_dict()
-    rounded = {name: weight.bfloat16().float() for name, weight in start.items()}
 
-    def lost(change: float, target: str, dtype: str = "bfloat16") -> float:
-        state = {name: weight * (1 + change) for name, weight in rounded.items()}
-        to = replace(spec, train=replace(spec.train, save_dtype=dtype), model=str(tmp_path / "r"))
-        return dpo_model.write_model(to, state, tokenizer, tmp_path / target)
+    def lost(change: float, target: str, dtype: torch.dtype = torch.bfloat16) -> float:
+        model = dpo_model.load_model(spec, models[0], torch.float32)
+        start = {name: weight.bfloat16().float() for name, weight in model.state_dict().items()}
+        model.load_state_dict(start)
+        state = {name: weight * (1 + change) for name, weight in start.items()}
+        return dpo_model.write_model(model, state, dtype, tokenizer, tmp_path / target)
 
-    dpo_model.write_model(spec, rounded, tokenizer, tmp_path / "r")
     assert lost(1e-5, "a") == pytest.approx(1.0)
     assert lost(1.0, "b") < 1e-6  # doubling is exact
     assert 0.0 < lost(0.3, "c") < 0.02
-    assert lost(1e-5, "d", "float32") == 0.0
+    assert lost(1e-5, "d", torch.float32) == 0.0
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
     assert kept.dtype == torch.bfloat16
 
@@ -218,12 +218,8 @@ def test_what_rounding_loses_is_measured(models: tuple[str, str], tmp_path: Path
 def test_dropout_is_off_wherever_it_is_written(tmp_path: Path, models: tuple[str, str]) -> None:
     """Attention reads a number from the config, which TRL leaves as it is."""
     spec = make_spec(tmp_path / "out", models[0])
-    config = json.loads((Path(models[0]) / "config.json").read_text())
-    changed = tmp_path / "dropping"
-    dpo_model.write_model(
-        spec, dpo_model.load_model(spec, models[0], torch.float32).state_dict(),
-        dpo_model.load_tokenizer(spec), changed,
-    )  # fmt: skip
+    changed = Path(shutil.copytree(models[0], tmp_path / "dropping"))
+    config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
     model = dpo_model.load_model(spec, str(changed), torch.float32).train()
     ids = torch.tensor([list(range(5, 30))])

@@ -137,13 +137,15 @@ def finish(spec: TrainSpec, trainer: DPOTrainer, tokenizer: Any) -> None:
     place = PartialState()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if place.is_main_process:
+        model = dpo_model.load_model(spec, spec.model, torch.float32)
         if spec.train.lora_rank:
             adapter = spec.output / "adapter"
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
                 adapter, state_dict=state
             )
-            state = dpo_model.merged_state(spec, adapter)
-        lost = dpo_model.write_model(spec, state, tokenizer, spec.output / "model")
+            state = dpo_model.merged_state(model, adapter)
+        dtype = dpo_model.final_dtype(spec)
+        lost = dpo_model.write_model(model, state, dtype, tokenizer, spec.output / "model")
         if lost > LOST:
             tell("warn", message=f"{lost:.0%} of the weights' change is lost in the precision "
                  'they are stored in; [train] save_dtype = "float32" keeps all')  # fmt: skip
