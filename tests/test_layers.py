@@ -19,7 +19,9 @@ COMMANDS = ("commands.", "options.")
 """The shell's side of the folders; ``cli`` puts them together."""
 ROUNDS = "loop.run"
 """Drives the other folders' runs."""
-WITH_TORCH = ("sketch", "loop.transformers_backend", "loop.scorer", "loop.dpo", "checkpoint")
+WITH_TORCH = (
+    "sketch", "loop.transformers_backend", "loop.scorer", "loop.dpo", "checkpoint", "log_probs"
+)
 """Only these import torch when they are imported."""
 MAX_LINES = 400
 HEAVY = ("torch", "transformers", "faiss", "safetensors.torch")
