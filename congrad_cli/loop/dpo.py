@@ -69,8 +69,8 @@ def _run(spec: TrainSpec, rows: int, resume: Path | None, stop: Stop) -> int:
     shown = _pairs_shown(spec, len(trainer.train_dataset))
     trainer.add_callback(Reporter(shown, spec.output / "metrics.jsonl", stop))
     steps(trainer, resume)
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        return TERMINATED
+    if trainer.state.global_step < trainer.state.max_steps:
+        return TERMINATED  # after a checkpoint
     stop.in_steps = False
     if main_process:
         tell("step", what="writing the trained model")
@@ -137,13 +137,15 @@ def finish(spec: TrainSpec, trainer: DPOTrainer, tokenizer: Any) -> None:
     place = PartialState()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if place.is_main_process:
+        model = dpo_model.load_model(spec, spec.model, torch.float32)
         if spec.train.lora_rank:
             adapter = spec.output / "adapter"
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
                 adapter, state_dict=state
             )
-            state = dpo_model.merged_state(spec, adapter)
-        lost = dpo_model.write_model(spec, state, tokenizer, spec.output / "model")
+            state = dpo_model.merged_state(model, adapter)
+        dtype = dpo_model.final_dtype(spec)
+        lost = dpo_model.write_model(model, state, dtype, tokenizer, spec.output / "model")
         if lost > LOST:
             tell("warn", message=f"{lost:.0%} of the weights' change is lost in the precision "
                  'they are stored in; [train] save_dtype = "float32" keeps all')  # fmt: skip

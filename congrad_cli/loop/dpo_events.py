@@ -93,7 +93,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         if self._speaks:
             tell("advance", count=done - self._told)
         self._told = done
-        if _anywhere(self._stop.asked, args.device):
+        asked = _anywhere(self._stop.asked, args.device)
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the model comes next; going on from here would overstep
+        elif asked:
             control.should_save = control.should_training_stop = True
 
     def on_log(

@@ -1,5 +1,6 @@
 """Models of a training: loaded so that small steps count, and written as a plain folder."""
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -80,7 +81,7 @@ def training_dtype(spec: TrainSpec, cpu: bool) -> torch.dtype:
 
 
 def stored_dtype(spec: TrainSpec) -> torch.dtype:
-    """The precision that the weights to start from are stored in; of GGUF files float32."""
+    """The precision of the weights that training starts from; of GGUF files float32."""
     location, arguments = _arguments(spec.model, spec.revision(spec.model))
     if "gguf_file" in arguments:
         return torch.float32
@@ -88,27 +89,29 @@ def stored_dtype(spec: TrainSpec) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def merged_state(spec: TrainSpec, adapter: Path) -> dict[str, torch.Tensor]:
-    """The weights of the model with the adapter's changes added, in float32."""
+def final_dtype(spec: TrainSpec) -> torch.dtype:
+    """The precision that the trained model is written in."""
+    name = spec.train.save_dtype
+    return stored_dtype(spec) if name == "auto" else DTYPES[name]
+
+
+def merged_state(model: nn.Module, adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model with the adapter's changes added; the model itself stays."""
     from peft import PeftModel
 
-    model = load_model(spec, spec.model, torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter, use_safetensors=True).merge_and_unload()
-    state: dict[str, torch.Tensor] = merged.state_dict()
+    tuned = PeftModel.from_pretrained(copy.deepcopy(model), adapter, use_safetensors=True)
+    state: dict[str, torch.Tensor] = tuned.merge_and_unload().state_dict()
     return state
 
 
 def write_model(
-    spec: TrainSpec, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path
+    model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, tokenizer: Any, folder: Path
 ) -> float:
-    """Write ``state`` as a plain model folder, which appears whole or not at all.
+    """Write the model with the weights of ``state``: a plain folder, there whole or not at all.
 
-    Its precision is ``[train] save_dtype``. Returns how much of what was learned that precision
-    loses: |rounding error| / |change| over all weights.
+    ``model`` is as it was before the training, in float32, and is used up. Returns how much of
+    what was learned ``dtype`` loses: |rounding error| / |change| over all weights.
     """
-    model = load_model(spec, spec.model, torch.float32)
-    chosen = spec.train.save_dtype
-    dtype = stored_dtype(spec) if chosen == "auto" else DTYPES[chosen]
     lost = _replace(model, state, dtype)
     model = model.to(dtype)
     for config in (model.config, model.config.get_text_config()):

@@ -4,6 +4,7 @@ The trainer judges a file by its first row and derives a type for every column; 
 number here and a text there, or a text among message lists, would stop it in its middle.
 """
 
+import filecmp
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,19 @@ def write_training_pairs(pairs: Path, target: Path) -> int:
     """Copy prompt, chosen and rejected of every line of ``pairs``; returns how many there are.
 
     All three are message lists, or all three texts, and so in every line: else an
-    :class:`InputError` says which line is not so.
+    :class:`InputError` says which line is not so. A file that holds the same is left alone: what
+    was computed from it is found again by its time.
     """
+    temporary = target.with_suffix(".tmp")
+    count = _write(pairs, temporary)
+    if target.exists() and filecmp.cmp(temporary, target, shallow=False):
+        temporary.unlink()
+    else:
+        temporary.replace(target)
+    return count
+
+
+def _write(pairs: Path, target: Path) -> int:
     form: str | None = None
     count = 0
     with target.open("w", encoding="utf-8") as file:
