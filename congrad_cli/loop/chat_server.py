@@ -1,11 +1,12 @@
 """One request to a server's /chat/completions, within a deadline; http of the standard library."""
 
-import contextlib
 import json
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -46,32 +47,44 @@ class Reply:
 
 
 class Calls:
-    """The connections that are open; :meth:`cut` ends them, from any thread."""
+    """The connections that are open for one purpose; :meth:`end` cuts them, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        self._ended = False
+        self._ended = threading.Event()
 
-    def add(self, sock: socket.socket) -> None:
-        """A connection is open. After :meth:`cut` there are no new ones."""
-        with self._lock:
-            if self._ended:
-                raise Later("stopped")
-            self._open.add(sock)
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is wanted any more."""
+        return self._ended.is_set()
 
-    def remove(self, sock: socket.socket) -> None:
-        """A connection is done."""
-        with self._lock:
-            self._open.discard(sock)
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not beyond the end."""
+        self._ended.wait(seconds)
 
-    def cut(self) -> None:
-        """End all connections."""
+    def end(self) -> None:
+        """Cut all connections; there will be no new ones."""
         with self._lock:
-            self._ended = True
+            self._ended.set()
             for sock in self._open:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def connected(self, connection: HTTPConnection) -> Iterator[socket.socket]:
+        """``connection``, open within."""
+        connection.connect()
+        sock: socket.socket = connection.sock
+        try:
+            with self._lock:
+                if self.ended:
+                    raise Later("stopped")
+                self._open.add(sock)
+            yield sock
+        finally:
+            with self._lock:
+                self._open.discard(sock)
 
 
 class ChatServer:
@@ -106,18 +119,15 @@ class ChatServer:
         deadline = time.monotonic() + self._timeout
         kind = HTTPSConnection if self._secure else HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
-        sock = None
         try:
-            connection.connect()
-            sock = connection.sock
-            calls.add(sock)
-            sock.settimeout(_left(deadline))
-            connection.request("POST", self._path, json.dumps(payload).encode(), headers)
-            reply = connection.getresponse()
-            return Reply(
-                reply.status, _read(reply, sock, deadline),
-                _seconds(reply.getheader("Retry-After")), reply.getheader("Location"),
-            )  # fmt: skip
+            with calls.connected(connection) as sock:
+                sock.settimeout(_left(deadline))
+                connection.request("POST", self._path, json.dumps(payload).encode(), headers)
+                reply = connection.getresponse()
+                return Reply(
+                    reply.status, _read(reply, sock, deadline),
+                    _seconds(reply.getheader("Retry-After")), reply.getheader("Location"),
+                )  # fmt: skip
         except TimeoutError:
             raise Later(f"no answer within {self._timeout:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -130,8 +140,6 @@ class ChatServer:
             reason = self._key.clean(getattr(error, "strerror", None) or str(error))
             raise Later(f"no connection ({reason or type(error).__name__})") from None
         finally:
-            if sock is not None:
-                calls.remove(sock)
             connection.close()
 
     def message(self, reply: Reply) -> str:

@@ -105,15 +105,15 @@ class OpenAIBackend:
         """
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
         news: SimpleQueue[_Done | str | BaseException] = SimpleQueue()
-        calls, stopped = Calls(), threading.Event()
+        calls = Calls()
         for number, request in enumerate(requests):
             jobs.put(_Job(number, tuple(range(len(request.seeds)))))
         workers = min(self._concurrency, sum(len(request.seeds) for request in requests))
 
         def work() -> None:
-            while (job := jobs.get()) is not None and not stopped.is_set():
+            while (job := jobs.get()) is not None and not calls.ended:
                 try:
-                    texts = self._ask(requests[job.request], job, news, calls, stopped)
+                    texts = self._ask(requests[job.request], job, news, calls)
                     news.put(_Done(job, texts))
                 except BaseException as error:
                     news.put(error)
@@ -123,8 +123,7 @@ class OpenAIBackend:
         try:
             yield from self._collect(requests, jobs, news)
         finally:
-            stopped.set()
-            calls.cut()
+            calls.end()
             for _ in range(workers):
                 jobs.put(None)
 
@@ -166,7 +165,6 @@ class OpenAIBackend:
         job: _Job,
         news: "SimpleQueue[_Done | str | BaseException]",
         calls: Calls,
-        stopped: threading.Event,
     ) -> list[Completion]:
         """The texts of one job, after as many attempts as are allowed."""
         payload = self._payload(request, job)
@@ -175,14 +173,14 @@ class OpenAIBackend:
                 return self._once(payload, calls)
             except Later as failure:
                 last = failure
-            if attempt == self._retries or stopped.is_set():
+            if attempt == self._retries or calls.ended:
                 break
             pause = _pause(attempt, last.after)
             kind = last.reason.partition(":")[0]
             if kind not in self._noted:  # once of each kind, whatever the number of requests
                 self._noted.add(kind)
                 news.put(f"{self._server.url}: {last.reason}; asking again in {pause:.1f} s")
-            stopped.wait(pause)
+            calls.wait(pause)
         raise ModelError(
             f"{self._server.url}: {last.reason}; asked {self._retries + 1} times.",
             "check that the server runs and is well; a longer timeout, more retries or a smaller "

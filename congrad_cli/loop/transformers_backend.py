@@ -180,8 +180,8 @@ class TransformersBackend:
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves one token in each row, drawn with a number of the row's seed and the step.
 
-    Temperature and top-p are transformers' own. The number cuts the distribution, cumulated over
-    the vocabulary: its rounding decides only where it falls within 1e-6 or so of an edge.
+    Temperature and top-p are transformers' own. The number falls somewhere into the distribution,
+    cumulated over the vocabulary; rounding decides only where it falls onto the edge of a token.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int], width: int) -> None:
