@@ -84,8 +84,7 @@ def run_pairs(
     items, scores = Items(candidates), Items(judgements)
     _refuse_existing(output)
     languages = sorted({item["language"] for item in items})
-    plain = config.model.chat_template == "plain"
-    made = list(make_pairs(items, scores, config.pairs, languages, plain))
+    made = list(make_pairs(items, scores, config.pairs, languages))
     pairs = [item["pair"] for item in made if item["pair"] is not None]
     with durable(output) as write:
         for pair in pairs:

@@ -14,6 +14,7 @@ from congrad_cli.loop.changes import CONFIG, check_same_run
 from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
+from congrad_cli.loop.loading import KEYS, source_of
 from congrad_cli.loop.metrics import RoundMetrics, round_metrics, write_metrics
 from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import (
@@ -34,14 +35,12 @@ from congrad_cli.loop.settings import BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
 from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted, round_prompts
 from congrad_cli.loop.train import TrainSpec, train
-from congrad_cli.model_source import OptionNames, find_model
+from congrad_cli.model_source import find_model
 from congrad_cli.progress import Progress
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import ConsensusSettings, FilterSettings, RecordSettings, SketchSettings
+from congrad_cli.store_index import read_index
 from congrad_cli.tensors import replace_file
-
-MODEL_OPTIONS = OptionNames("model.path", "model.chat_template", "model.device", "model.dtype")
-JUDGE_OPTIONS = replace(MODEL_OPTIONS, model="judge.reference")
 
 STORE = "store"
 KEPT, DROPPED, SCORES, SUMMARY = "kept.jsonl", "dropped.jsonl", "scores.jsonl", "summary.json"
@@ -86,6 +85,7 @@ def run(
             progress.note(f"removing {step.folder(job.folder)}")
             forget(job.folder, step)
         replace_file(job.folder / CONFIG, run_text(config))
+        _check_template(job, wanted)
         for step in wanted:
             make(job, step)
             if step == last_of_round(config, step.number):
@@ -178,15 +178,30 @@ def check_start(job: Job) -> None:
     if folder.is_dir() and not (folder / CONFIG).exists() and _foreign(folder):
         raise UsageError(f"run.folder: {folder} holds other things than a run.",
                          "name a folder that is new or empty")
-    find_model(config.model.path, config.model.revision, options=MODEL_OPTIONS)
+    source_of(config.model.path, config.model)
     if config.judge.reference is not None:
-        find_model(config.judge.reference, options=JUDGE_OPTIONS)
+        find_model(config.judge.reference, options=replace(KEYS, model="[judge] reference ="))
     round_prompts(job, config.run.rounds)  # pools that are too small are told of now
     openai = config.backend
     if openai.kind == "openai" and openai.model and not openai.serve and config.run.rounds > 1:
         job.progress.warn(
             f"backend.model is {openai.model!r} in every round: no round's candidates come from "
             "the model that was trained before; backend.serve would serve it")
+
+
+def _check_template(job: Job, wanted: Sequence[Step]) -> None:
+    """Refuse a model without a chat before it has written candidates for hours.
+
+    Pairs are conversations, and sketching and training need a template for those.
+    """
+    learns = [step for step in wanted if step.stage in (SKETCH, TRAIN)]
+    if all(job.stage(step.number, step.stage).done() for step in learns):
+        return
+    from congrad_cli.checkpoint import load_tokenizer, require_template
+
+    about = job.config.model
+    source = source_of(about.path, about)
+    require_template(load_tokenizer(source, about.chat_template), source, "a pair of the loop")
 
 
 def _foreign(folder: Path) -> bool:
@@ -284,8 +299,11 @@ def make_filter(job: Job, number: int, stage: Stage) -> Made:
     """The pairs that agree with the consensus."""
     from congrad_cli.filter.run import run as keep
 
-    settings = _filter_settings(job, stage.folder, [pairs_of(job, number)])
-    found = keep(store_of(job, number), settings, io.BytesIO(), job.progress).to_json()
+    store, pairs = store_of(job, number), pairs_of(job, number)
+    place = (store / read_index(store).sources[0].path).resolve()
+    moved = [] if place == pairs.resolve() else [pairs]  # the run's folder has another name now
+    settings = _filter_settings(job, stage.folder, moved)
+    found = keep(store, settings, io.BytesIO(), job.progress).to_json()
     if not found["kept"]:
         raise InputError(f"{stage.name}: none of {found['records']:,} pairs was kept: "
                          + counted(found["reasons"]),

@@ -13,7 +13,7 @@ from congrad_cli.loop.items import Item, ItemLog, durable, line_of
 from congrad_cli.loop.job import Job
 from congrad_cli.loop.judge import require_valid
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.pairs import make_pairs
+from congrad_cli.loop.pairs import IDENTICAL, NO_MARGIN, UNFINISHED, WRONG_LANGUAGE, make_pairs
 from congrad_cli.loop.plan import CANDIDATES, JUDGEMENTS, PAIRS, PROMPTS
 from congrad_cli.loop.prompts import Prompt, locate, read_pools, slice_of_round
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, digest_file, run_items
@@ -21,6 +21,13 @@ from congrad_cli.loop.translation import require_translated, translate, translat
 
 PAIRS_FILE = "pairs.jsonl"
 """The pairs alone, as TRL reads them."""
+CURES = {
+    UNFINISHED: "unfinished: raise generate.max_tokens",
+    WRONG_LANGUAGE: "wrong-language: ask for the language with generate.system",
+    IDENTICAL: "identical: raise generate.temperature or generate.candidates",
+    NO_MARGIN: "no-margin: lower pairs.margin, or let the judge score more finely",
+}
+"""What helps where no prompt gives a pair, by the reason."""
 HOPELESS, TELLING = 0.95, 32
 """After so many prompts a larger share of judgements without a score ends the work early."""
 
@@ -173,8 +180,7 @@ def make_judgements(job: Job, number: int, stage: Stage) -> Made:
 def _pairs(job: Job, number: int, languages: list[str]) -> Iterator[Item]:
     """The pair of every prompt, or why there is none."""
     candidates, judgements = job.items(number, CANDIDATES), job.items(number, JUDGEMENTS)
-    plain = job.config.model.chat_template == "plain"
-    return make_pairs(candidates, judgements, job.config.pairs, languages, plain)
+    return make_pairs(candidates, judgements, job.config.pairs, languages)
 
 
 def make_round_pairs(job: Job, number: int, stage: Stage) -> Made:
@@ -193,7 +199,7 @@ def make_round_pairs(job: Job, number: int, stage: Stage) -> Made:
     if not pairs:
         raise InputError(
             f"{stage.name}: none of {prompts:,} prompts gave a pair: {counted(reasons)}",
-            f"see {stage.results}", "ask for more candidates, or at a higher temperature")
+            f"see {stage.results}", *(CURES[name] for name in reasons if name in CURES))
     return Made({name: digest_file(stage.folder / name) for name in (RESULTS, PAIRS_FILE)},
                 {"pairs": pairs.total(), "languages": dict(sorted(pairs.items())),
                  "reasons": dict(reasons.most_common())})
