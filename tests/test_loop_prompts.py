@@ -305,6 +305,7 @@ FRENCH = "Explique-moi comment naissent les saisons et pourquoi elles sont diff√
         ("<translated> \n </translated>", None, "failed"),
         ("<translated>a</translated><translated>b</translated>", None, "failed"),
         ("<translated>a</translated></translated>", None, "failed"),
+        ("<translated>a <translated>b</translated>", None, "failed"),
         ("<translated>" + "ja\n" * 4 + "</translated>", "ja\nja\nja\nja", ""),
         ("<translated>" + "ja \n\n" * 5 + "</translated>", "repeating", "repeating"),
         (Completion("<translated>Hallo</translated>", finished=False), None, "unfinished"),
