@@ -75,13 +75,15 @@ def test_a_doubt_is_the_answers_benefit(monkeypatch):
     check = LanguageCheck(["de", "nl"], 0.9)
     told = {"likely": Detection("nl", 0.95, "nl"), "doubt": Detection(None, 0.85, "nl", "unsure"),
             "weak": Detection(None, 0.6, "de", "unsure"),
-            "other": Detection(None, 0.5, "pl", OTHER), "none": Detection(None, 0.5, None, OTHER)}
+            "other": Detection(None, 0.5, "pl", OTHER), "none": Detection(None, 0.5, None, OTHER),
+            "spread": Detection(None, 0.04, "de", OTHER)}
     monkeypatch.setattr(Detector, "detect", lambda self, text: told[text])
     found = {text: check.check(text, "de") for text in told}
     assert found == {
         "likely": Finding(WRONG, "nl"), "doubt": Finding(UNSURE, "nl"),
-        "weak": Finding(UNSURE, "de"), "other": Finding(WRONG, "pl"), "none": Finding(WRONG, "zxx")}
-    assert [one.passed for one in found.values()] == [False, True, True, False, False]
+        "weak": Finding(UNSURE, "de"), "other": Finding(WRONG, "pl"), "none": Finding(WRONG, "zxx"),
+        "spread": Finding(UNSURE, "de")}
+    assert [one.passed for one in found.values()] == [False, True, True, False, False, True]
 
 
 def test_regions_scripts_and_labels_of_one_language_go_together():

@@ -1,5 +1,6 @@
 """Pairs: the best answer against the worst, ties, what takes candidates out, and reasons."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,9 @@ from scripted import item, user
 
 from congrad_cli.loop.pairs import Scored, best_and_worst, count_reasons, make_pairs
 from congrad_cli.loop.settings import PairsSection
+from congrad_cli.records.files import find_files
+from congrad_cli.records.reader import read_records
+from congrad_cli.settings import RecordSettings
 
 PLAIN = PairsSection(check_language=False)
 GERMAN = "Eine Schleife geht alle Elemente der Liste durch und gibt sie der Reihe nach aus."
@@ -159,3 +163,17 @@ def test_a_pair_is_as_the_rule_says(found, margin):
     assert means[best.text] == best.score == max(means.values())
     assert means[worst.text] == worst.score == min(means.values())
     assert len(best.text) == min(len(t) for t in means if means[t] == best.score)
+
+
+def test_pairs_are_records_that_the_sketch_reads(tmp_path):
+    items = [item(key, "x", "yy", language=language) for key, language in
+             (("a", "de"), ("b", "sw"))]
+    judged = [{"key": key, "scores": [1.0, 2.0]} for key in "ab"]
+    file = tmp_path / "pairs.jsonl"
+    pairs = [found["pair"] for found in make_pairs(items, judged, PLAIN, [])]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    records = list(read_records(find_files([str(file)]), RecordSettings()))
+    assert [(one.id, one.group, one.conversational) for one in records] == [
+        ("a", "de", True), ("b", "sw", True)]
+    assert records[0].prompt == [user("Say something.")]
+    assert records[0].chosen == [{"role": "assistant", "content": "yy"}]

@@ -280,11 +280,10 @@ def test_a_text_to_measure_by_must_be_there(tmp_path):
 def test_prompts_that_are_trained_on_measure_nothing():
     pools = made({"de": 4})
     held_out = [Prompt("other", "de", (user(" 2 "),)), Prompt("fr-2", "fr", (user("2"),))]
-    found = shared_prompts(pools, held_out)
-    assert found == held_out[:1]
+    assert shared_prompts(pools, held_out) == held_out[:1]
     with pytest.raises(InputError, match=r"1 of 2 are in prompts\.files too"):
-        require_held_out(held_out, found)
-    require_held_out(held_out, [])
+        require_held_out(held_out, pools)
+    require_held_out(held_out[1:], pools)
 
 
 # --- self-translation ------------------------------------------------------------------------
@@ -305,6 +304,7 @@ FRENCH = "Explique-moi comment naissent les saisons et pourquoi elles sont diff√
         ("<translated> \n </translated>", None, "failed"),
         ("<translated>a</translated><translated>b</translated>", None, "failed"),
         ("<translated>a</translated></translated>", None, "failed"),
+        ("<translated>a <translated>b</translated>", None, "failed"),
         ("<translated>" + "ja\n" * 4 + "</translated>", "ja\nja\nja\nja", ""),
         ("<translated>" + "ja \n\n" * 5 + "</translated>", "repeating", "repeating"),
         (Completion("<translated>Hallo</translated>", finished=False), None, "unfinished"),

@@ -136,7 +136,7 @@ def test_huge_texts_take_no_time(piece):
     [
         ("Better: A", "a"), ("better: b", "b"), ("**Better:** tie", "tie"), ("Better: [[B]]", "b"),
         ("Better: Answer A", "a"), ("Verdict = <B>", "b"), ("Better: A\nBetter: B.", "b"),
-        ("Winner： tie", None), ("", None), ("A", None), ("Better: both", None),
+        ("Winner： tie", "tie"), ("", None), ("A", None), ("Better: both", None),
         ("Better: <A, B or tie>", None), ("Better: A or B", None), ("Better: A and B", None),
         ("Better: A/B", None), ("Better: An answer", None), ("Better: Beta", None),
         ("Which is better? A", None), ("not better: A, B", None),

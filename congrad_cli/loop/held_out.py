@@ -1,7 +1,7 @@
 """What rounds are measured by: prompts, preference pairs and texts that no round trains on."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from congrad_cli.loop.prompts import (
     plain_messages,
     read_objects,
     read_pools,
+    shared_prompts,
     shuffled,
     without_options,
 )
@@ -133,12 +134,12 @@ def _first(parts: Iterable[Part], count: int) -> Iterator[Part]:
             yield part
 
 
-def require_held_out(held_out: Sequence[Prompt], trained: Sequence[Prompt]) -> None:
-    """Raise :class:`InputError` where prompts to measure by are trained on, in any round."""
-    if trained:
-        first = trained[0]
+def require_held_out(held_out: Sequence[Prompt], pools: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raise :class:`InputError` where prompts to measure by stand in the pools, word for word."""
+    if shared := shared_prompts(pools, held_out):
+        first = shared[0]
         raise InputError(
-            f"evaluate.prompts: {len(trained):,} of {len(held_out):,} are in prompts.files too.",
+            f"evaluate.prompts: {len(shared):,} of {len(held_out):,} are in prompts.files too.",
             f"the first one: {first.id} ({first.language})",
             "measure by prompts that no round trains on",
         )

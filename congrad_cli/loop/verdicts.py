@@ -4,6 +4,8 @@ A language model is asked in both orders, since it prefers a place; where the tw
 it is a tie. Judges that score answers compare their scores.
 """
 
+# ruff: noqa: RUF001
+
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +50,7 @@ Better: <A, B or tie>"""
 
 _VERDICT = re.compile(
     r"(?<![^\W\d_])(?:better|verdict|winner)[^\S\n]*+(?:[*_`~\"'\[\]()<>][^\S\n]*+){0,8}"
-    r"[:=][^\S\n]*+(?:[*_`~\"'\[\]()<>][^\S\n]*+){0,8}"
+    r"[:：=][^\S\n]*+(?:[*_`~\"'\[\]()<>][^\S\n]*+){0,8}"
     r"(?:(?:answer|response)[^\S\n]+)?(a|b|tie)\b(?![^\S\n]+(?:and|or)\b|[^\S\n]*[,/])",
     re.IGNORECASE,
 )
