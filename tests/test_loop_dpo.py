@@ -198,10 +198,11 @@ def test_a_merged_folder_says_what_the_adapter_model_says(
 def test_what_rounding_loses_is_measured(models: tuple[str, str], tmp_path: Path) -> None:
     """All of a change below the last bit, next to nothing of a large one, nothing in float32."""
     spec = make_spec(tmp_path / "out", models[0])
-    tokenizer = dpo_model.load_tokenizer(spec)
+    source = dpo_model.policy_source(spec)
+    tokenizer = dpo_model.load_tokenizer(spec, PLAIN)
 
     def lost(change: float, target: str, dtype: torch.dtype = torch.bfloat16) -> float:
-        model = dpo_model.load_model(spec, models[0], torch.float32)
+        model = dpo_model.load_model(source, torch.float32)
         start = {name: weight.bfloat16().float() for name, weight in model.state_dict().items()}
         model.load_state_dict(start)
         state = {name: weight * (1 + change) for name, weight in start.items()}
@@ -217,11 +218,11 @@ def test_what_rounding_loses_is_measured(models: tuple[str, str], tmp_path: Path
 
 def test_dropout_is_off_wherever_it_is_written(tmp_path: Path, models: tuple[str, str]) -> None:
     """Attention reads a number from the config, which TRL leaves as it is."""
-    spec = make_spec(tmp_path / "out", models[0])
     changed = Path(shutil.copytree(models[0], tmp_path / "dropping"))
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
-    model = dpo_model.load_model(spec, str(changed), torch.float32).train()
+    source = dpo_model.policy_source(make_spec(tmp_path / "out", str(changed)))
+    model = dpo_model.load_model(source, torch.float32).train()
     ids = torch.tensor([list(range(5, 30))])
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -244,3 +245,19 @@ def test_prompts_without_room_for_an_answer_are_left_out_or_refused(
     assert len(trainer.train_dataset) == len(PLAIN)
     with pytest.raises(InputError, match="prompts of all 2 pairs"):
         prepared(make_spec(tmp_path / "all", models[0], rows=[long, long]))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_half_precision_and_checkpointing_give_nearly_the_same_gradient(
+    rank: int, models: tuple[str, str], tmp_path: Path
+) -> None:
+    gradients = []
+    for name, more in (("a", {}), ("b", {"bf16": True, "gradient_checkpointing": True})):
+        spec = make_spec(tmp_path / name, models[0], models[1], LP, lora_rank=rank, **more)
+        trainer = prepared(spec)
+        perturb(trainer.model, 0.2)
+        with trainer.compute_loss_context_manager():
+            loss = trained_loss(trainer, [0, 1, 2])
+        gradients.append(flat_gradient(loss, trainer.model))
+    cosine = float(torch.cosine_similarity(gradients[0], gradients[1], dim=0))
+    assert 0.995 < cosine < 1.0

@@ -40,6 +40,10 @@ def main(path: str) -> int:
         traceback.print_exc()
         if out_of_memory(error):
             _tell_error("ResourceError", "memory ran out while training.", CURES)
+        elif "No space left" in str(error):
+            _tell_error("ResourceError", "no space left for the training's files.",
+                        ("free some: a checkpoint takes the model's size, with all weights trained "
+                         "four times that",))  # fmt: skip
         else:
             first = (str(error).strip().splitlines() or [""])[0]
             _tell_error(None, f"{type(error).__name__}: {first[:300]}", ())
@@ -47,8 +51,8 @@ def main(path: str) -> int:
 
 
 CURES = (
-    "lower [train] device_batch or max_length, or set gradient_checkpointing = true, bf16 = true",
-    "with lora_rank = 16 only small adapters are trained",
+    "lower train.device_batch or train.max_length, or set train.gradient_checkpointing = true",
+    "with train.lora_rank = 16 only small adapters are trained",
 )
 
 
@@ -79,7 +83,14 @@ def _run(spec: TrainSpec, rows: int, resume: Path | None, stop: Stop) -> int:
 
 
 def _on_cpu(spec: TrainSpec) -> bool:
-    return spec.about.device == "cpu" or not torch.cuda.is_available()
+    """Which GPU it is was said by what this process may see."""
+    kind = spec.about.device.partition(":")[0]
+    if kind not in ("auto", "cpu") and not (kind == "cuda" and torch.cuda.is_available()):
+        raise UsageError(
+            f"model.device = {spec.about.device}: there is none to train on.",
+            'training runs on "cuda" or "cpu"',
+        )
+    return kind == "cpu" or not torch.cuda.is_available()
 
 
 def _check_processes(spec: TrainSpec) -> None:
@@ -87,9 +98,9 @@ def _check_processes(spec: TrainSpec) -> None:
     found = PartialState().num_processes
     if found != spec.train.processes:
         raise UsageError(
-            f"the launcher started {found} processes, and [train] processes = "
-            f"{spec.train.processes}.",
-            'set processes to what the launcher starts, or launcher = "torchrun"',
+            f"the launcher started {found} processes, not {spec.train.processes} as "
+            "train.processes says.",
+            'set that to what the launcher starts, or train.launcher = "torchrun"',
         )
 
 
@@ -98,13 +109,12 @@ def prepare(spec: TrainSpec) -> tuple[DPOTrainer, Any]:
     cpu = _on_cpu(spec)
     args = arguments(spec, cpu)  # before any model: DeepSpeed shards while models are loaded
     pairs = load_pairs(spec.output / "pairs.jsonl", spec.output / "cache")
-    tokenizer = dpo_model.load_tokenizer(spec)
-    dpo_model.require_template(tokenizer, pairs, spec)
+    tokenizer = dpo_model.load_tokenizer(spec, pairs)
     dtype = dpo_model.training_dtype(spec, cpu)
-    model = dpo_model.load_model(spec, spec.model, dtype)
+    model = dpo_model.load_model(dpo_model.policy_source(spec), dtype)
     reference = None
     if needs_reference_model(spec):
-        reference = dpo_model.load_model(spec, spec.reference, dtype)
+        reference = dpo_model.load_model(dpo_model.reference_source(spec), dtype)
     return build_trainer(spec, args, pairs, model, tokenizer, reference), tokenizer
 
 
@@ -114,7 +124,7 @@ def needs_reference_model(spec: TrainSpec) -> bool:
     Not where the model is its own reference and can still say so: before its first step, or with
     its adapter off. FSDP cannot run it before the first step.
     """
-    if spec.reference != spec.model:
+    if not spec.is_own_reference:
         return True
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     return spec.train.lora_rank == 0 and (not spec.train.precompute_reference or sharded)
@@ -137,7 +147,7 @@ def finish(spec: TrainSpec, trainer: DPOTrainer, tokenizer: Any) -> None:
     place = PartialState()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if place.is_main_process:
-        model = dpo_model.load_model(spec, spec.model, torch.float32)
+        model = dpo_model.load_model(dpo_model.policy_source(spec), torch.float32)
         if spec.train.lora_rank:
             adapter = spec.output / "adapter"
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
@@ -148,7 +158,7 @@ def finish(spec: TrainSpec, trainer: DPOTrainer, tokenizer: Any) -> None:
         lost = dpo_model.write_model(model, state, dtype, tokenizer, spec.output / "model")
         if lost > LOST:
             tell("warn", message=f"{lost:.0%} of the weights' change is lost in the precision "
-                 'they are stored in; [train] save_dtype = "float32" keeps all')  # fmt: skip
+                 'they are stored in; train.save_dtype = "float32" keeps all')  # fmt: skip
     place.wait_for_everyone()
 
 

@@ -110,7 +110,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             raise NumericsError(
                 f"the training diverged: at step {state.global_step} the loss is {logs['loss']}, "
                 f"the gradient's norm {logs.get('grad_norm')}.",
-                f"lower [train] learning_rate, which is {args.learning_rate:g}",
+                f"lower train.learning_rate, which is {args.learning_rate:g}",
             )
         self._last = logs["loss"]
         self._first = self._last if self._first is None else self._first

@@ -8,52 +8,41 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from congrad_cli.errors import ModelError, UsageError
+from congrad_cli import checkpoint
+from congrad_cli.checkpoint import DTYPES, choose_dtype
+from congrad_cli.errors import ModelError
 from congrad_cli.loop.train_spec import TrainSpec
+from congrad_cli.model_source import ModelSource, OptionNames, find_model
 
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+KEYS = OptionNames("model.path", "model.chat_template", "model.device", "model.dtype")
 EVERY_FILE = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
-def _arguments(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` takes for a folder, a .gguf file or a hub name."""
-    arguments: dict[str, Any] = {"trust_remote_code": False}
-    path = Path(name)
-    if path.suffix == ".gguf":
-        return str(path.parent), arguments | {"gguf_file": path.name}
-    return name, arguments | ({} if revision is None else {"revision": revision})
+def policy_source(spec: TrainSpec) -> ModelSource:
+    """Where the model to train comes from."""
+    return find_model(spec.model, spec.about.revision, options=KEYS)
 
 
-def load_tokenizer(spec: TrainSpec) -> Any:
-    """The tokenizer of the model to train, with the chat template that the settings name."""
-    location, arguments = _arguments(spec.model, spec.revision(spec.model))
-    tokenizer = AutoTokenizer.from_pretrained(location, **arguments)
-    template = spec.about.chat_template
-    if template is not None:
-        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+def reference_source(spec: TrainSpec) -> ModelSource:
+    """Where the model comes from that the trained one is measured against."""
+    return find_model(spec.reference, spec.reference_revision, options=KEYS)
+
+
+def load_tokenizer(spec: TrainSpec, pairs: Any) -> Any:
+    """The tokenizer of the model to train, fit for the form of ``pairs``."""
+    source = policy_source(spec)
+    tokenizer = checkpoint.load_tokenizer(source, spec.about.chat_template)
+    if not isinstance(pairs[0]["prompt"], str):
+        checkpoint.require_template(tokenizer, source, str(spec.pairs))
     return tokenizer
 
 
-def load_model(spec: TrainSpec, name: str, dtype: torch.dtype) -> Any:
-    """A model on the CPU, without any dropout; the trainer moves it where it belongs."""
-    location, arguments = _arguments(name, spec.revision(name))
-    if "gguf_file" in arguments:
-        from transformers import GgufConfig
-
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
-    else:
-        arguments["use_safetensors"] = True
-    try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{name} cannot be loaded: {str(error).strip().splitlines()[0][:200]}",
-            "it must be a causal language model with safetensors weights and no code of its own",
-        ) from error
+def load_model(source: ModelSource, dtype: torch.dtype) -> Any:
+    """A model on the CPU, free to learn and without any dropout; the trainer moves it."""
+    model = checkpoint.load_model(source, CPU, dtype).requires_grad_(True)
     _remove_dropout(model)
     return model
 
@@ -71,28 +60,22 @@ def _remove_dropout(model: nn.Module) -> None:
 def training_dtype(spec: TrainSpec, cpu: bool) -> torch.dtype:
     """float32 where all weights learn: a step is often smaller than half of a bfloat16's last bit.
 
-    Under LoRA the frozen weights take [model] dtype: on a GPU the checkpoint's unless it is said.
+    Under LoRA the frozen weights take model.dtype: on a GPU the checkpoint's unless it is said.
     """
     if spec.train.lora_rank == 0:
         return torch.float32
-    if spec.about.dtype != "auto":
-        return DTYPES[spec.about.dtype]
-    return torch.float32 if cpu else stored_dtype(spec)
-
-
-def stored_dtype(spec: TrainSpec) -> torch.dtype:
-    """The precision of the weights that training starts from; of GGUF files float32."""
-    location, arguments = _arguments(spec.model, spec.revision(spec.model))
-    if "gguf_file" in arguments:
-        return torch.float32
-    dtype = AutoConfig.from_pretrained(location, **arguments).get_text_config().dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+    return choose_dtype(policy_source(spec), spec.about.dtype, CPU if cpu else CUDA)
 
 
 def final_dtype(spec: TrainSpec) -> torch.dtype:
-    """The precision that the trained model is written in."""
-    name = spec.train.save_dtype
-    return stored_dtype(spec) if name == "auto" else DTYPES[name]
+    """The precision of the trained model's folder: ``auto`` is that of the model before.
+
+    What a GGUF file holds has no precision of its own, and becomes float32.
+    """
+    source, name = policy_source(spec), spec.train.save_dtype
+    if name != "auto":
+        return DTYPES[name]
+    return torch.float32 if source.gguf_file else choose_dtype(source, "auto", CUDA)
 
 
 def merged_state(model: nn.Module, adapter: Path) -> dict[str, torch.Tensor]:
@@ -125,7 +108,9 @@ def write_model(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     _require_whole(temporary, tokenizer)
+    rights = (temporary / "config.json").stat().st_mode
     for file in temporary.iterdir():
+        file.chmod(rights)  # weights come readable by their owner alone, and servers differ
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     temporary.rename(folder)
@@ -164,12 +149,3 @@ def _require_whole(folder: Path, tokenizer: Any) -> None:
         missing.append("the chat template")
     if missing:
         raise ModelError(f"the trained model could not be written: {', '.join(missing)} missing.")
-
-
-def require_template(tokenizer: Any, pairs: Any, spec: TrainSpec) -> None:
-    """Raise :class:`UsageError` where pairs are conversations and the model has no template."""
-    if tokenizer.chat_template is None and not isinstance(pairs[0]["prompt"], str):
-        raise UsageError(
-            f"{spec.model} has no chat template, and the pairs are conversations.",
-            "set [model] chat_template to a file (Jinja, as the model was trained)",
-        )

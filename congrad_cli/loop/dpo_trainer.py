@@ -27,7 +27,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]  # trl is not typed
         if len(prepared) == 0:
             raise InputError(
                 f"the prompts of all {len(dataset):,} pairs are longer than max_length tokens.",
-                "raise [train] max_length, or take shorter prompts",
+                "raise train.max_length, or take shorter prompts",
             )
         return prepared
 

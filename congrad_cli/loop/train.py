@@ -70,6 +70,11 @@ def _claim(spec: TrainSpec) -> None:
     path = spec.output / "identity.json"
     wanted = identity(spec)
     if not path.exists():
+        if (spec.output / "model").exists():
+            raise UsageError(
+                f"{spec.output / 'model'} is there, and was not made by a training in this folder.",
+                "move it away, or take another folder",
+            )
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(wanted, indent=1, sort_keys=True), encoding="utf-8")
         temporary.replace(path)

@@ -175,7 +175,7 @@ def _failure(
     if code == -signal.SIGKILL or "SIGKILL" in " ".join(last):
         return ResourceError(
             "the training was killed (SIGKILL): memory of this machine has most likely run out.",
-            "take less of it: [train] lora_rank, fewer processes; or a machine with more",
+            "take less of it: train.lora_rank, fewer processes; or a machine with more",
             where,
         )
     cause = failures[0]["message"] if failures else _ending(code)

@@ -39,15 +39,17 @@ class TrainSpec:
     loss: LossSection
     about: ModelSection
     seed: int
+    reference_revision: str | None = None  # of a reference on the hub that is not the model
+
+    @property
+    def is_own_reference(self) -> bool:
+        """Whether the reference is the model as it was before training."""
+        return self.reference == self.model
 
     @property
     def accumulation(self) -> int:
         """Batches of a device that make one optimiser step."""
         return self.train.batch // (self.train.device_batch * self.train.processes)
-
-    def revision(self, name: str) -> str | None:
-        """The hub revision of ``name``: that of the initial model, none for a round's own."""
-        return self.about.revision if name == self.about.path else None
 
 
 def check(spec: TrainSpec) -> None:
@@ -56,17 +58,17 @@ def check(spec: TrainSpec) -> None:
     together = train.device_batch * train.processes
     if train.batch < 1 or together < 1 or train.batch % together:
         raise UsageError(
-            f"[train] batch = {train.batch} cannot be cut into {train.processes} processes with "
-            f"device_batch = {train.device_batch} pairs each.",
-            f"make batch a multiple of {together}" if together > 0 else "take 1 or more of each",
+            f"train.batch = {train.batch} cannot be cut into {train.processes} processes with "
+            f"train.device_batch = {train.device_batch} pairs each.",
+            f"make it a multiple of {together}" if together > 0 else "take 1 or more of each",
         )
     if train.launcher == "none" and train.processes != 1:
         raise UsageError(
-            f"[train] processes = {train.processes} needs a launcher.",
-            'set launcher = "torchrun", or "accelerate"',
+            f"train.processes = {train.processes} needs a launcher.",
+            'set train.launcher = "torchrun", or "accelerate"',
         )
     if spec.loss.beta <= 0:
-        raise UsageError(f"[loss] beta = {spec.loss.beta}: it must be above 0.")
+        raise UsageError(f"loss.beta = {spec.loss.beta}: it must be above 0.")
 
 
 def write_spec(spec: TrainSpec, path: Path, rows: int, resume: Path | None) -> None:
@@ -84,7 +86,7 @@ def read_spec(path: Path) -> tuple[TrainSpec, int, Path | None]:
         pairs=Path(fields["pairs"]), model=fields["model"], reference=fields["reference"],
         output=Path(fields["output"]), train=TrainSection(**fields["train"]),
         loss=LossSection(**fields["loss"]), about=ModelSection(**fields["about"]),
-        seed=fields["seed"],
+        seed=fields["seed"], reference_revision=fields["reference_revision"],
     )  # fmt: skip
     resume = content["resume"]
     return spec, content["rows"], None if resume is None else Path(resume)
@@ -92,10 +94,11 @@ def read_spec(path: Path) -> tuple[TrainSpec, int, Path | None]:
 
 def identity(spec: TrainSpec) -> dict[str, Any]:
     """All that decides what comes out, flat: digests of data and models, and settings by name."""
+    revision = spec.about.revision if spec.is_own_reference else spec.reference_revision
     result: dict[str, Any] = {
         "pairs": hashlib.sha256(spec.pairs.read_bytes()).hexdigest(),
-        "model": digest_model(spec.model, spec.revision(spec.model)),
-        "reference": digest_model(spec.reference, spec.revision(spec.reference)),
+        "model": digest_model(spec.model, spec.about.revision),
+        "reference": digest_model(spec.reference, revision),
         "seed": spec.seed,
     }
     for section in ("train", "loss", "about"):

@@ -50,7 +50,7 @@ def _write(pairs: Path, target: Path) -> int:
     if count == 0:
         raise InputError(
             f"{pairs} holds no pairs: there is nothing to train on.",
-            "let the filter keep more ([filter] min_score, keep_at_least), or add prompts",
+            "let the filter keep more (filter.min_score, filter.keep_at_least), or add prompts",
         )
     return count
 
