@@ -13,6 +13,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import urlsplit
 
+from congrad_cli import __version__
 from congrad_cli.errors import ModelError, UsageError
 from congrad_cli.loop.api_key import ApiKey
 
@@ -114,7 +115,8 @@ class ChatServer:
     def post(self, payload: dict[str, Any], calls: Calls) -> Reply:
         """Send ``payload`` and read the whole answer; :class:`Later` where none comes."""
         headers = {
-            "Content-Type": "application/json", "Connection": "close", **self._key.headers()
+            "Content-Type": "application/json", "Connection": "close",
+            "User-Agent": f"congrad/{__version__}", **self._key.headers(),
         }  # fmt: skip
         deadline = time.monotonic() + self._timeout
         kind = HTTPSConnection if self._secure else HTTPConnection

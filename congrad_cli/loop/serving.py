@@ -21,6 +21,9 @@ START_SECONDS = 1800.0
 STOP_SECONDS = 10.0
 """So long it may take to stop before it is killed."""
 
+GUARD = 'read _; kill -s TERM -- "-$1"; sleep 10; kill -s KILL -- "-$1"'
+"""Run by sh: its input ends when this process does, in whatever way."""
+
 POLL_SECONDS = 0.2
 TAIL_LINES, TAIL_BYTES = 15, 8192
 
@@ -30,7 +33,7 @@ class ServedModel:
 
     ``{model}`` and ``{port}`` in ``command`` are filled in; no shell reads it. What it says goes
     to ``serve.log`` in ``folder``. It is there when the constructor returns, and gone after
-    :meth:`close`, or when this process ends by anything but a kill.
+    :meth:`close`, or when this process has ended, even if it was killed.
     """
 
     def __init__(
@@ -59,6 +62,10 @@ class ServedModel:
                 raise ModelError(
                     f"serve: {words[0]}: {error.strerror}.", "check the command"
                 ) from error
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "guard", str(self._process.pid)], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
         atexit.register(self.close)
         try:
             self._wait(patience)
@@ -83,6 +90,8 @@ class ServedModel:
         finally:
             self._signal(signal.SIGKILL)  # also what its first process left behind
             self._process.wait()
+            self._guard.kill()
+            self._guard.communicate()
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):  # nobody is left in the group
