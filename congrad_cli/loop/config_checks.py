@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "consensus.normalize_groups": ("none", "unit"),
     "filter.rank_by": RANKINGS,
     "train.reference": REFERENCES,
+    "train.save_dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.launcher": LAUNCHERS,
 }
 NEEDED = ("run.folder", "model.path", "prompts.files")

@@ -20,7 +20,6 @@ from congrad_cli.loop.prompts import (
     Prompt,
     locate,
     read_pools,
-    shared_prompts,
     trained_languages,
 )
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
@@ -53,7 +52,7 @@ def make_evaluation(job: Job, number: int, stage: Stage) -> Made:
     section, seed = job.config.evaluate, job.config.run.seed
     pools = read_pools(job.config.prompts, job.folder)
     prompts = read_prompts(section, job.folder, seed)
-    require_held_out(prompts, shared_prompts(pools, prompts))
+    require_held_out(prompts, pools)
     if prompts:
         _answer(job, number, stage, prompts)
         if section.win_rate and number > 0:
