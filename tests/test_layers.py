@@ -109,6 +109,12 @@ def test_no_folder_imports_a_sibling(name):
         assert all(target.startswith(f"{folder}.") for target in others), others
 
 
+def test_the_rounds_use_other_folders_by_their_runs_alone():
+    others = {target for target in targets(ROUNDS) if target.partition(".")[0] in FOLDERS}
+    foreign = {target for target in others if not target.startswith("loop.")}
+    assert foreign == {"sketch.run", "consensus.run", "filter.run"}
+
+
 def test_only_the_command_line_uses_the_terminal():
     users = {name for name in MODULES if "console" in targets(name)}
     assert users == {"cli", *(name for name in MODULES if name.startswith("commands."))}

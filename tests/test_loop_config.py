@@ -1,5 +1,6 @@
 """The loop's configuration: what it refuses, how, and that what it writes says the same."""
 
+import re
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from congrad_cli.errors import UsageError
 from congrad_cli.loop.changes import FREE, check_same_run, used_by
 from congrad_cli.loop.config import FILES, MODELS, SECTIONS, build, flat, read_config, read_values
 from congrad_cli.loop.config_checks import CHOICES, NEEDED, RANGES
-from congrad_cli.loop.config_text import run_text, to_toml
+from congrad_cli.loop.config_text import _value, run_text, to_toml
 from congrad_cli.loop.plan import STAGES, find_step, step_of, steps
+from congrad_cli.loop.settings import LoopConfig
 
 MINIMAL = '[run]\nfolder = "out"\n[model]\npath = "org/name"\n[prompts]\nfiles = ["p.jsonl"]\n'
 KEYS = {f"{name}.{key}": hint for name, kind in SECTIONS.items()
@@ -354,3 +356,32 @@ def test_reading_a_file_twice_gives_its_values(write):
     path = write()
     assert read_values(path) == read_values(path)
     assert set(SECTIONS) == {*(field.name for field in fields(read_config(path))), "judge.backend"}
+
+
+# what docs/loop.md says
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Default and meaning of each key in the tables of docs/loop.md."""
+    text = (Path(__file__).parent.parent / "docs" / "loop.md").read_text()
+    found, section = {}, ""
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"### `\[([a-z.]+)\]`", line):
+            section = heading[1]
+        elif section and (row := re.fullmatch(r"\| `([a-z_0-9]+)` \| (.*?) \| ?(.*) ?\|", line)):
+            found[f"{section}.{row[1]}"] = (row[2], row[3])
+    return found
+
+
+def test_the_documentation_lists_every_key_with_its_default():
+    expected = {
+        name: "not set" if value is None else f"`{_value(value)}`"
+        for name, value in flat(LoopConfig()).items()
+    }
+    assert {name: default for name, (default, _) in documented().items()} == expected
+
+
+def test_the_documentation_names_every_choice():
+    for name in ("backend.kind", "judge.kind", "loss.name", "train.launcher", "filter.rank_by"):
+        meaning = documented()[name][1]
+        assert all(choice in meaning for choice in CHOICES[name]), name

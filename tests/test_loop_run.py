@@ -366,6 +366,22 @@ def test_an_evaluation_is_made_anew_alone(config):
     assert len(later) == 2 + len(STAGES)
 
 
+def test_evaluations_of_former_values_are_made_anew_with_the_rest(config, models, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"prompt": "held out", "language": "en"}\n')
+    first = f"evaluate.prompts=['{held_out}']"
+    start(config(first))
+    answers = items(config(first), "0/evaluation", "answers.jsonl")
+    said = refused(config(first, "generate.max_tokens=99"))
+    assert "--restart-from 1/candidates" in said
+    start(config(first, "generate.max_tokens=99"), restart="1/candidates")
+    assert items(config(first), "0/evaluation", "answers.jsonl") == answers  # the script's
+    done = Job(config(first), Silent()).stage(0, "evaluation").folder / "DONE.json"
+    made = done.stat().st_mtime_ns
+    start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/pairs")
+    assert done.stat().st_mtime_ns == made  # of no value that changed
+
+
 def test_a_preview_says_what_is_done_and_touches_nothing(config, models):
     settings = config()
     models.stop_after = 4

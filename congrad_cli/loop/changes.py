@@ -55,10 +55,15 @@ ALSO: dict[str, tuple[str, ...]] = {
     "loss.beta": (EVALUATION, CONSENSUS, FILTER, TRAIN),
     "train.reference": (SKETCH, TRAIN),
     "filter.enabled": (SKETCH, CONSENSUS, FILTER, TRAIN),
+    # answers to held-out prompts are one each, the likeliest; answers are compared by a rule of
+    # their own, once
+    **dict.fromkeys(("generate.candidates", "generate.temperature", "generate.top_p"),
+                    (CANDIDATES,)),
+    **dict.fromkeys(("judge.samples", "judge.min_valid"), (JUDGEMENTS,)),
     "pairs.check_language": (PROMPTS, PAIRS, EVALUATION),  # translations are checked alike
     "pairs.min_confidence": (PROMPTS, PAIRS, EVALUATION),
 }
-"""Keys that more stages use than their section says."""
+"""Keys that other stages use than their section says."""
 
 
 def used_by(name: str, judge: str = "self") -> tuple[str, ...]:
@@ -110,6 +115,15 @@ def check_same_run(run: Path, config: LoopConfig, begun: Collection[Step]) -> No
         )
 
 
+def changed_stages(run: Path, config: LoopConfig) -> set[str]:
+    """The stages that use a value that is another now than the run was made with."""
+    path = run / CONFIG
+    if not path.exists():
+        return set()
+    return {stage for name, _ in differences(build(read_values(path)), config)
+            for stage in used_by(name, config.judge.kind)}
+
+
 def differences(before: LoopConfig, now: LoopConfig) -> Iterator[tuple[str, str]]:
     """Every key with another value, and the change in words."""
     old, new = flat(before), flat(now)
@@ -125,6 +139,7 @@ def _shown(value: object) -> str:
 
 
 def _first(names: Collection[str], judge: str, begun: Collection[Step]) -> str:
-    """The first step that used one of these keys."""
+    """The first step that used one of these keys; evaluations come with any other one."""
     stages = {stage for name in names for stage in used_by(name, judge)}
-    return min(step for step in begun if step.stage in stages).name
+    steps = [step for step in begun if step.stage in stages]
+    return min(steps, key=lambda step: (step.stage == EVALUATION, step)).name

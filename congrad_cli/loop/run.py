@@ -10,7 +10,7 @@ from pathlib import Path
 from congrad_cli import arguments
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
-from congrad_cli.loop.changes import CONFIG, check_same_run
+from congrad_cli.loop.changes import CONFIG, changed_stages, check_same_run
 from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
@@ -139,6 +139,8 @@ def _to_remove(job: Job, request: Request) -> set[Step]:
     if request.restart_from:
         anew = after(find_step(request.restart_from, "--restart-from", job.config))
         gone = {step for step in begun if anew(step)}
+        if EVALUATION in changed_stages(job.folder, job.config):  # nothing is made of them
+            gone |= {step for step in begun if step.stage == EVALUATION}
     check_same_run(job.folder, job.config, begun - gone)
     return gone
 
