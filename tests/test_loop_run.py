@@ -380,6 +380,11 @@ def test_evaluations_of_former_values_are_made_anew_with_the_rest(config, models
     made = done.stat().st_mtime_ns
     start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/pairs")
     assert done.stat().st_mtime_ns == made  # of no value that changed
+    held_out.write_text('{"prompt": "another", "language": "en"}\n')
+    assert "evaluate.prompts changed" in refused(config(first, "generate.max_tokens=99",
+                                                        "pairs.margin=0.5"))
+    start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/pairs")
+    assert items(config(first), "0/evaluation", "answers.jsonl") != answers
 
 
 def test_a_preview_says_what_is_done_and_touches_nothing(config, models):

@@ -115,15 +115,6 @@ def check_same_run(run: Path, config: LoopConfig, begun: Collection[Step]) -> No
         )
 
 
-def changed_stages(run: Path, config: LoopConfig) -> set[str]:
-    """The stages that use a value that is another now than the run was made with."""
-    path = run / CONFIG
-    if not path.exists():
-        return set()
-    return {stage for name, _ in differences(build(read_values(path)), config)
-            for stage in used_by(name, config.judge.kind)}
-
-
 def differences(before: LoopConfig, now: LoopConfig) -> Iterator[tuple[str, str]]:
     """Every key with another value, and the change in words."""
     old, new = flat(before), flat(now)

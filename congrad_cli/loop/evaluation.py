@@ -23,7 +23,7 @@ from congrad_cli.loop.prompts import (
     trained_languages,
 )
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
-from congrad_cli.loop.text_stages import Kind, Made, judge_inputs
+from congrad_cli.loop.text_stages import Kind, Made, judge_models
 from congrad_cli.loop.verdicts import compare, compare_scores
 from congrad_cli.loop.weighing import weigh_pairs, weigh_texts
 
@@ -34,7 +34,7 @@ PARTS = ("answers", "verdicts", "pairs", "texts")
 def evaluation_inputs(job: Job, number: int) -> dict[str, str]:
     """The held-out files, the round's new model, the judge, and the rounds it is compared with."""
     section = job.config.evaluate
-    inputs = judge_inputs(job, number)
+    inputs = judge_models(job, number) | {"the initial model": job.model_digest(1)}
     for name in ("prompts", "pairs", "text"):
         files = getattr(section, name)
         if files:

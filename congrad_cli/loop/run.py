@@ -10,7 +10,7 @@ from pathlib import Path
 from congrad_cli import arguments
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
-from congrad_cli.loop.changes import CONFIG, changed_stages, check_same_run
+from congrad_cli.loop.changes import CONFIG, check_same_run
 from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
@@ -87,7 +87,7 @@ def run(
         replace_file(job.folder / CONFIG, run_text(config))
         _check_template(job, wanted)
         for step in wanted:
-            make(job, step)
+            make(job, step, request.restart_from is not None)
             if step == last_of_round(config, step.number):
                 show(round_metrics(job, step.number))
                 write_metrics(job)
@@ -139,16 +139,19 @@ def _to_remove(job: Job, request: Request) -> set[Step]:
     if request.restart_from:
         anew = after(find_step(request.restart_from, "--restart-from", job.config))
         gone = {step for step in begun if anew(step)}
-        if EVALUATION in changed_stages(job.folder, job.config):  # nothing is made of them
-            gone |= {step for step in begun if step.stage == EVALUATION}
-    check_same_run(job.folder, job.config, begun - gone)
+    # with a restart evaluations follow what changed, see make(): nothing is made of them
+    follow = {step for step in begun if request.restart_from and step.stage == EVALUATION}
+    check_same_run(job.folder, job.config, begun - gone - follow)
     return gone
 
 
-def make(job: Job, step: Step) -> None:
-    """Make one step, where it is not done."""
+def make(job: Job, step: Step, restarted: bool = False) -> None:
+    """Make one step, where it is not done. In a run that is ``restarted`` from a step evaluations
+    of other inputs are made anew, too."""
     stage, kind = job.stage(step.number, step.stage), KINDS[step.stage]
     inputs = job.made_of(step.number, step.stage) | kind.inputs(job, step.number)
+    if restarted and step.stage == EVALUATION and stage.changed(inputs):
+        forget(job.folder, step)
     if stage.finished(inputs):
         return
     job.progress.step(stage.name)

@@ -110,13 +110,22 @@ class Stage:
         Raises :class:`StoreError` where there is something of it that was made of other inputs,
         or where its results are no longer what they were.
         """
-        done = self.done()
-        before = done.inputs if done else _read_object(self.folder / INPUTS)
-        if before is not None and before != inputs:
-            raise self._other_inputs(before, inputs)
+        changed, done = self.changed(inputs), self.done()
+        if changed:
+            raise StoreError(
+                f"{self.folder} was made of other inputs: {', '.join(changed)} changed.",
+                "put back what was there, or pass another run.folder", self.anew)
         if done:
             self._check_outputs(done)
         return done
+
+    def changed(self, inputs: Mapping[str, str]) -> list[str]:
+        """The names of inputs that were others when the stage was begun."""
+        done = self.done()
+        before = done.inputs if done else _read_object(self.folder / INPUTS)
+        if before is None:
+            return []
+        return [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
 
     def begin(self, inputs: Mapping[str, str]) -> None:
         """Make the folder and note what the stage is made of."""
@@ -154,14 +163,6 @@ class Stage:
                     f"{path} is not what {self.name} wrote: it "
                     + ("changed since." if path.exists() else "is gone."),
                     self.anew)
-
-    def _other_inputs(self, before: Mapping[str, str], now: Mapping[str, str]) -> StoreError:
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        return StoreError(
-            f"{self.folder} was made of other inputs: {', '.join(changed)} changed.",
-            "put back what was there, or pass another run.folder",
-            self.anew,
-        )
 
     def _damaged(self, name: str) -> StoreError:
         return StoreError(f"{self.folder / name} is damaged.", self.anew)

@@ -141,9 +141,14 @@ def make_candidates(job: Job, number: int, stage: Stage) -> Made:
 
 def judge_inputs(job: Job, number: int) -> dict[str, str]:
     """What judgements hang on beside the settings and the round's model."""
+    template = job.config.judge.template
+    inputs = {} if template is None else {"judge.template": digest_files([Path(template)])}
+    return inputs | judge_models(job, number)
+
+
+def judge_models(job: Job, number: int) -> dict[str, str]:
+    """The models that judge beside the round's own."""
     judge, inputs = job.config.judge, {}
-    if judge.template is not None:
-        inputs["judge.template"] = digest_files([Path(judge.template)])
     if judge.kind == "initial":
         inputs["the initial model"] = job.model_digest(1)
     if judge.reference is not None:
