@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -66,8 +67,6 @@ def test_a_prompt_gets_the_same_candidates_in_any_company():
 
 
 def test_the_system_message_names_the_language_and_joins_the_prompts_own():
-    from dataclasses import replace
-
     section = replace(TWO, system="Answer in {language} {only}.")
     own = Prompt("q", "sw", ({"role": "system", "content": "Be short."}, user("Habari?")))
     backend = ScriptedBackend(by_seed)
