@@ -27,10 +27,10 @@ BASE = TrainSection(
 )  # fmt: skip
 
 
-def save_models(root: Path, sample_data: Path) -> tuple[str, str]:
-    """Folders of a policy and of another reference: a small Llama with the bundled tokenizer."""
+def save_models(root: Path, sample_data: Path, kind: str = "llama") -> tuple[str, str]:
+    """Folders of a policy and of another reference, small, with the bundled tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(sample_data / "tiny-model")
-    model = build(zoo(len(tokenizer))["llama"])
+    model = build(zoo(len(tokenizer))[kind])
     for name, change in (("policy", 0.0), ("reference", 0.3)):
         perturb(model, change)
         model.save_pretrained(root / name)
