@@ -70,11 +70,10 @@ def trained_loss(trainer: Any, rows: list[int]) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("form", ["texts", "messages"])
 @pytest.mark.parametrize(
-    ("rank", "precompute", "other"),
-    [(0, True, False), (0, False, False), (4, True, False), (4, False, False), (0, True, True),
-     (4, False, True)],
+    ("rank", "precompute", "other", "form"),
+    [(0, True, False, "texts"), (0, False, False, "texts"), (4, True, False, "messages"),
+     (4, False, False, "texts"), (0, True, True, "messages"), (4, False, True, "texts")],
 )  # fmt: skip
 def test_lp_dpo_is_its_formula(
     rank: int, precompute: bool, other: bool, form: str, models: tuple[str, str], tmp_path: Path
