@@ -436,19 +436,27 @@ def test_a_batch_that_does_not_come_out_is_refused(
     assert text in " ".join([caught.value.message, *caught.value.hints])
 
 
-def test_running_out_of_memory_is_told_with_a_cure(
-    policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "device_batch"),
+        (OSError(28, "No space left on device"), "free some"),
+    ],
+)
+def test_running_out_of_memory_or_disk_is_told_with_a_cure(
+    error: Exception, cure: str, policy: str, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def fail(spec: TrainSpec) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(dpo, "prepare", fail)
     monkeypatch.setattr(dpo_events.Stop, "install", lambda stop: None)
     assert dpo.main(str(written(make_spec(tmp_path / "out", policy)))) != 0
     lines = capfd.readouterr().out.splitlines()
     told = [json.loads(line.removeprefix("@congrad ")) for line in lines if line[:1] == "@"]
-    (error,) = [event for event in told if event["event"] == "error"]
-    assert error["kind"] == "ResourceError" and "device_batch" in " ".join(error["hints"])
+    (failure,) = [event for event in told if event["event"] == "error"]
+    assert failure["kind"] == "ResourceError" and cure in " ".join(failure["hints"])
 
 
 def test_fewer_processes_than_asked_for_are_refused(policy: str, tmp_path: Path) -> None:
