@@ -5,12 +5,14 @@ A worker started as a process imports torch and TRL for seconds; a fork of this 
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from test_parity_trl import PLAIN
 from transformers import AutoTokenizer
 from zoo import build, zoo
@@ -27,10 +29,10 @@ BASE = TrainSection(
 )  # fmt: skip
 
 
-def save_models(root: Path, sample_data: Path) -> tuple[str, str]:
-    """Folders of a policy and of another reference: a small Llama with the bundled tokenizer."""
+def save_models(root: Path, sample_data: Path, kind: str = "llama") -> tuple[str, str]:
+    """Folders of a policy and of another reference, small, with the bundled tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(sample_data / "tiny-model")
-    model = build(zoo(len(tokenizer))["llama"])
+    model = build(zoo(len(tokenizer))[kind])
     for name, change in (("policy", 0.0), ("reference", 0.3)):
         perturb(model, change)
         model.save_pretrained(root / name)
@@ -78,9 +80,33 @@ def prepared(spec: TrainSpec) -> Any:
     return dpo.prepare(spec)[0]
 
 
-def fork_worker(spec: TrainSpec, patch: Callable[[], None]) -> int:
+def fork_worker(spec: TrainSpec, patch: Callable[[], None] = lambda: None) -> int:
     """Run the worker in a fork where ``patch`` was called first; its wait status."""
+    return os.waitpid(_fork(spec, written(spec), patch), 0)[1]
+
+
+def fork_ranks(spec: TrainSpec) -> list[int]:
+    """As many workers as the spec has processes, as torchrun would start them; wait statuses."""
     path = written(spec)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = str(spec.train.processes)
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}  # fmt: skip
+
+    def rank_patch(rank: str) -> Callable[[], None]:
+        def patch() -> None:
+            AcceleratorState._reset_state(reset_partial_state=True)  # this process has been alone
+            os.environ.update(common | {"RANK": rank, "LOCAL_RANK": rank})
+
+        return patch
+
+    children = [_fork(spec, path, rank_patch(str(rank))) for rank in range(spec.train.processes)]
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def _fork(spec: TrainSpec, path: Path, patch: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         log = os.open(spec.output / "train.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -91,7 +117,7 @@ def fork_worker(spec: TrainSpec, patch: Callable[[], None]) -> int:
             os._exit(dpo.main(str(path)))
         finally:
             os._exit(99)
-    return os.waitpid(child, 0)[1]
+    return child
 
 
 def at_step(step: int, action: Callable[[], None]) -> Callable[[], None]:

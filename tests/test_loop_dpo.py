@@ -70,11 +70,10 @@ def trained_loss(trainer: Any, rows: list[int]) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("form", ["texts", "messages"])
 @pytest.mark.parametrize(
-    ("rank", "precompute", "other"),
-    [(0, True, False), (0, False, False), (4, True, False), (4, False, False), (0, True, True),
-     (4, False, True)],
+    ("rank", "precompute", "other", "form"),
+    [(0, True, False, "texts"), (0, False, False, "texts"), (4, True, False, "messages"),
+     (4, False, False, "texts"), (0, True, True, "messages"), (4, False, True, "texts")],
 )  # fmt: skip
 def test_lp_dpo_is_its_formula(
     rank: int, precompute: bool, other: bool, form: str, models: tuple[str, str], tmp_path: Path
@@ -104,6 +103,16 @@ def test_lp_dpo_is_its_formula(
     assert float(loss.detach()) == pytest.approx(float(formula.detach()), rel=1e-4)
     truth = flat_gradient(formula, trainer.model)
     assert relative(flat_gradient(loss, trainer.model), truth) < 1e-4
+
+
+def test_a_model_of_experts_has_no_other_loss(tmp_path: Path, sample_data: Path) -> None:
+    """Its load-balancing term is no part of what pairs are chosen by."""
+    folder = save_models(tmp_path, sample_data, "mixtral")[0]
+    trainer = prepared(make_spec(tmp_path / "out", folder, loss=LP))
+    pairs = tokenized(PLAIN, AutoTokenizer.from_pretrained(folder))
+    terms = [np.logaddexp(0.0, -LP.length_penalty * gap(pair)) for pair in pairs]
+    loss = float(trained_loss(trainer, [0, 1, 2, 3]).detach())
+    assert loss == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -155,12 +164,13 @@ def test_another_length_penalty_is_not_served_from_the_cache(
 
 
 def test_plain_dpo_is_trls_own(models: tuple[str, str], tmp_path: Path) -> None:
-    """The same weights after two steps of stock DPOTrainer."""
-    spec = make_spec(tmp_path / "out", models[0], loss=DPO, max_steps=2)
+    """The same weights after two steps of stock DPOTrainer, on other pairs each."""
+    rows = [*PLAIN, *({**row, "prompt": f"{row['prompt']} ..."} for row in PLAIN)]
+    spec = make_spec(tmp_path / "out", models[0], loss=DPO, rows=rows, max_steps=2)
     ours = prepared(spec)
     ours.train()
     theirs = trainer_for(
-        Path(models[0]), PLAIN, tmp_path / "trl", max_steps=2, learning_rate=BASE.learning_rate,
+        Path(models[0]), rows, tmp_path / "trl", max_steps=2, learning_rate=BASE.learning_rate,
         lr_scheduler_type="constant", gradient_accumulation_steps=4, seed=spec.seed,
         data_seed=spec.seed, save_strategy="no",
     )  # fmt: skip
@@ -227,6 +237,17 @@ def test_dropout_is_off_wherever_it_is_written(tmp_path: Path, models: tuple[str
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     assert model.config.attention_dropout == 0.5, "the folder that is written keeps its config"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_of_adapters_is_on_where_it_is_asked_for(
+    dropout: float, models: tuple[str, str], tmp_path: Path
+) -> None:
+    spec = make_spec(tmp_path / "out", models[0], lora_rank=4, lora_dropout=dropout)
+    trainer = prepared(spec)
+    perturb(trainer.model, 0.5)
+    one, other = (trained_loss(trainer, [0, 1]).detach() for _ in range(2))
+    assert torch.equal(one, other) == (dropout == 0.0)
 
 
 def test_a_diverging_training_is_stopped(models: tuple[str, str], tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from loop_training import BASE, at_step, fork_worker, make_spec, prepared, save_models, written
+from loop_training import (
+    BASE,
+    at_step,
+    fork_ranks,
+    fork_worker,
+    make_spec,
+    prepared,
+    save_models,
+    written,
+)
 from safetensors.torch import load_file
 from test_parity_trl import PLAIN, conversational
 from transformers import AutoTokenizer, GenerationConfig
@@ -98,10 +107,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_weights(one: Path, other: Path, start: str, tolerance: float) -> None:
     """Equal up to ``tolerance`` of how far training has moved each tensor."""
     ones, others, before = weights(one), weights(other), weights(Path(start))
-    assert ones.keys() == others.keys() and ones
+    assert ones.keys() == others.keys() == before.keys()
+    assert any(not torch.equal(ones[name], before[name]) for name in ones)
     for name, tensor in ones.items():
         moved = float((tensor - before[name]).norm())
-        assert moved > 0 or "layernorm" in name
         assert float((tensor - others[name]).norm()) <= tolerance * moved
 
 
@@ -144,36 +153,76 @@ def test_a_killed_training_goes_on_to_the_same_model(
     assert not (tmp_path / "home").exists(), "nothing lands in the user's home"
 
 
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_train_the_same_model(
-    policy: str, uninterrupted: Path, tmp_path: Path
+    rank: int, policy: str, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """torchrun: half of each batch in each process."""
+    """Each takes half of every batch; all weights, and adapters."""
+    two = make_spec(tmp_path / "two", policy, rows=ROWS, launcher="torchrun", processes=2,
+                    lora_rank=rank)  # fmt: skip
+    assert fork_ranks(two) == [0, 0]
+    one = uninterrupted
+    if rank:
+        alone = make_spec(tmp_path / "one", policy, rows=ROWS, lora_rank=rank)
+        assert fork_worker(alone) == 0
+        one = alone.output / "model"
+    assert_same_weights(two.output / "model", one, policy, 1e-4)
+    metrics = [json.loads(line)["step"] for line in (two.output / "metrics.jsonl").open()]
+    assert metrics == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_model(policy: str, uninterrupted: Path, tmp_path: Path) -> None:
+    """The launcher itself. Slow because three processes import torch."""
     spec = make_spec(tmp_path / "out", policy, rows=ROWS, launcher="torchrun", processes=2)
     heard = Heard()
-    model = train.train(spec, heard)
+    assert_same_weights(train.train(spec, heard), uninterrupted, policy, 1e-4)
     assert heard.counted() == 24
-    assert_same_weights(model, uninterrupted, policy, 1e-4)
-    metrics = [json.loads(line)["step"] for line in (spec.output / "metrics.jsonl").open()]
-    assert metrics == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ["-m", "congrad_cli.loop.dpo"]),
+        ({"launcher": "torchrun", "processes": 2},
+         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+          "congrad_cli.loop.dpo"]),
+        ({"launcher": "accelerate", "processes": 2, "accelerate_config": "fsdp.yaml"},
+         ["-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml", "--num_processes", "2",
+          "-m", "congrad_cli.loop.dpo"]),
+    ],
+)  # fmt: skip
+def test_the_launcher_is_that_of_the_settings(
+    settings: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    spec = make_spec(tmp_path / "out", "model", **settings)
+    expected = [sys.executable, *words, str(spec.output / "spec.json")]
+    assert train_process.command(spec) == expected
 
 
 def test_a_killed_training_of_adapters_goes_on_to_the_same_model(
     policy: str, tmp_path: Path
 ) -> None:
     """With dropout: the checkpoint holds the random numbers' state too."""
+    ends = {"whole": None, "in a step": at_step(3, kill), "while writing": kill_while_writing}
     models = []
-    for name, patch in (("whole", None), ("killed", at_step(3, kill))):
+    for name, patch in ends.items():
         spec = make_spec(tmp_path / name, policy, rows=ROWS, lora_rank=4, lora_dropout=0.3,
-                         max_steps=5)  # fmt: skip
+                         max_steps=4)  # fmt: skip
         if patch is not None:
             assert os.WTERMSIG(fork_worker(spec, patch)) == signal.SIGKILL
             assert (newest_complete(spec.output / "checkpoints") or Path()).name == "checkpoint-2"
-        assert fork_worker(spec, lambda: None) == 0
-        models.append(spec.output / "model")
-    assert weights(models[0]).keys() == weights(Path(policy)).keys()
-    one, other, start = (weights(path) for path in (*models, Path(policy)))
-    assert any(not torch.equal(one[name], start[name]) for name in one)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+        assert fork_worker(spec) == 0
+        models.append(weights(spec.output / "model"))
+    start = weights(Path(policy))
+    assert all(model.keys() == start.keys() for model in models)
+    assert any(not torch.equal(models[0][name], start[name]) for name in start)
+    assert all(torch.equal(models[0][name], model[name]) for name in start for model in models)
+
+
+def kill_while_writing() -> None:
+    """All steps are done; a checkpoint of the last one would be gone on from beyond it."""
+    dpo.finish = lambda *_: kill()  # type: ignore[assignment]
 
 
 def kill() -> None:
@@ -387,19 +436,27 @@ def test_a_batch_that_does_not_come_out_is_refused(
     assert text in " ".join([caught.value.message, *caught.value.hints])
 
 
-def test_running_out_of_memory_is_told_with_a_cure(
-    policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "device_batch"),
+        (OSError(28, "No space left on device"), "free some"),
+    ],
+)
+def test_running_out_of_memory_or_disk_is_told_with_a_cure(
+    error: Exception, cure: str, policy: str, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def fail(spec: TrainSpec) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(dpo, "prepare", fail)
     monkeypatch.setattr(dpo_events.Stop, "install", lambda stop: None)
     assert dpo.main(str(written(make_spec(tmp_path / "out", policy)))) != 0
     lines = capfd.readouterr().out.splitlines()
     told = [json.loads(line.removeprefix("@congrad ")) for line in lines if line[:1] == "@"]
-    (error,) = [event for event in told if event["event"] == "error"]
-    assert error["kind"] == "ResourceError" and "device_batch" in " ".join(error["hints"])
+    (failure,) = [event for event in told if event["event"] == "error"]
+    assert failure["kind"] == "ResourceError" and cure in " ".join(failure["hints"])
 
 
 def test_fewer_processes_than_asked_for_are_refused(policy: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PrinterCallback
 from trl import DPOTrainer
 
 from congrad_cli.errors import CongradError, UsageError, out_of_memory
@@ -41,9 +42,7 @@ def main(path: str) -> int:
         if out_of_memory(error):
             _tell_error("ResourceError", "memory ran out while training.", CURES)
         elif "No space left" in str(error):
-            _tell_error("ResourceError", "no space left for the training's files.",
-                        ("free some: a checkpoint takes the model's size, with all weights trained "
-                         "four times that",))  # fmt: skip
+            _tell_error("ResourceError", "no space is left for the training's files.", (ROOM,))
         else:
             first = (str(error).strip().splitlines() or [""])[0]
             _tell_error(None, f"{type(error).__name__}: {first[:300]}", ())
@@ -54,6 +53,8 @@ CURES = (
     "lower train.device_batch or train.max_length, or set train.gradient_checkpointing = true",
     "with train.lora_rank = 16 only small adapters are trained",
 )
+
+ROOM = "free some, or train adapters: of all weights two checkpoints take 24 bytes a weight"
 
 
 def _tell_error(kind: str | None, message: str, hints: tuple[str, ...]) -> None:
@@ -71,6 +72,7 @@ def _run(spec: TrainSpec, rows: int, resume: Path | None, stop: Stop) -> int:
         tell("warn", message=f"{left_out:,} of {rows:,} pairs are not trained on: their prompts "
              f"have {spec.train.max_length:,} tokens or more")  # fmt: skip
     shown = _pairs_shown(spec, len(trainer.train_dataset))
+    trainer.remove_callback(PrinterCallback)  # the log is for what else is said
     trainer.add_callback(Reporter(shown, spec.output / "metrics.jsonl", stop))
     steps(trainer, resume)
     if trainer.state.global_step < trainer.state.max_steps:
