@@ -341,7 +341,8 @@ def test_leaving_early_cuts_what_is_under_way():
 
     hanging, gone = threading.Event(), threading.Event()
     with Stub(behave) as stub:
-        answers = backend(stub.url, concurrency=2).complete([ask("slow"), ask("fast")])
+        writer = backend(stub.url, concurrency=2, timeout=600.0)
+        answers = writer.complete([ask("slow"), ask("fast")])
         assert next(answers).key == "fast"
         answers.close()
         assert gone.wait(30)

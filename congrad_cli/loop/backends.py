@@ -7,13 +7,6 @@ from congrad_cli.errors import UsageError
 from congrad_cli.loop.model_access import Backend
 from congrad_cli.loop.settings import BACKENDS, BackendSection, ModelSection
 
-IGNORES_SAMPLING = (
-    "a server may go by the model's own generation_config.json: transformers serve ignores the "
-    'temperature unless that says "do_sample": true; put it there, also in the initial model',
-    'vllm serve needs "--generation-config vllm" where the model\'s own must not be used',
-)
-"""What to do where all texts of a prompt are the same, though drawn with a temperature."""
-
 
 def open_backend(
     section: BackendSection,

@@ -1,5 +1,6 @@
 """Rows in batches that memory allows."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -34,25 +35,25 @@ class Batches:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._halve(len(batch), cost(batch[0]), error)
+                if len(batch) == 1:
+                    raise ResourceError(
+                        "out of memory with a single text at a time.",
+                        f"use a larger device, {KEYS.dtype} bfloat16, or shorter texts",
+                    ) from error
+            else:
+                yield batch, made
+                rows = rows[len(batch) :]
                 continue
-            yield batch, made
-            rows = rows[len(batch) :]
-
-    def _halve(self, rows: int, cost: int, error: BaseException) -> None:
-        if rows == 1:
-            raise ResourceError(
-                "out of memory with a single text at a time.",
-                f"use a larger device, {KEYS.dtype} bfloat16, or shorter texts",
-            ) from error
-        _free()
-        self._budget = cost * (rows // 2)
-        self._note(f"out of memory with {rows} texts at a time: going on with {rows // 2}")
+            release_memory()  # only here: the error holds on to the batch
+            fewer = len(batch) // 2
+            self._budget = cost(batch[0]) * fewer
+            self._note(f"out of memory with {len(batch)} texts at a time: going on with {fewer}")
 
 
-def _free() -> None:
-    """Give back what the allocator holds for blocks that are gone."""
+def release_memory() -> None:
+    """Give back what is held for a model or a batch that is gone."""
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -187,8 +187,8 @@ def _left(deadline: float) -> float:
 
 def _read(reply: HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
     """The whole body. The deadline is for all of it: a socket's own timeout is for each piece."""
-    body = bytearray()
-    while True:
+    body, promised = bytearray(), reply.length  # None where it ends with the connection
+    while promised is None or len(body) < promised:
         sock.settimeout(_left(deadline))
         piece = reply.read1(1 << 16)
         if not piece:
@@ -196,7 +196,7 @@ def _read(reply: HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
         body += piece
         if len(body) > MAX_BODY:
             raise HTTPException(f"an answer of more than {MAX_BODY >> 20} MiB")
-    if reply.length:  # bytes that were promised and did not come
+    if promised is not None and len(body) < promised:
         raise HTTPException("the answer was cut off")
     return bytes(body)
 

@@ -1,6 +1,5 @@
 """log pi(response | messages) of given texts, as TRL's DPOTrainer would have it."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from congrad_cli.log_probs import BodyAndHead, target_log_prob
-from congrad_cli.loop.batches import Batches
+from congrad_cli.loop.batches import Batches, release_memory
 from congrad_cli.loop.loading import Checkpoint, load
 from congrad_cli.loop.model_access import Message, Scorer, Weighed
 from congrad_cli.loop.settings import ModelSection
@@ -70,9 +69,7 @@ class TransformersScorer:
     def close(self) -> None:
         """Let go of the model."""
         del self._checkpoint
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
     def _row(self, number: int, messages: tuple[Message, ...], response: str) -> _Row:
         prompt, answer = split_ids(messages, response, self._checkpoint.tokenizer)

@@ -7,7 +7,6 @@ A prompt that fills the model's context gets empty, unfinished texts; a text tha
 of the context is unfinished. No prompt is ever cut: without its beginning it asks something else.
 """
 
-import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from congrad_cli.errors import ModelError, NumericsError
-from congrad_cli.loop.batches import Batches
+from congrad_cli.loop.batches import Batches, release_memory
 from congrad_cli.loop.loading import KEYS, Checkpoint
 from congrad_cli.loop.model_access import Answer, Completion, Request, Sampling
 from congrad_cli.loop.tokens import is_plain, prompt_ids
@@ -99,9 +98,7 @@ class TransformersBackend:
     def close(self) -> None:
         """Let go of the model."""
         del self._checkpoint
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
     def _rows(self, number: int, request: Request) -> list[_Row]:
         """One row for each seed of a request."""
