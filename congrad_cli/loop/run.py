@@ -10,6 +10,7 @@ from pathlib import Path
 from congrad_cli import arguments
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
+from congrad_cli.loop.batches import release_memory
 from congrad_cli.loop.changes import CONFIG, check_same_run
 from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
@@ -84,6 +85,8 @@ def run(
         for step in sorted(gone, reverse=True):
             progress.note(f"removing {step.folder(job.folder)}")
             forget(job.folder, step)
+        if gone:
+            write_metrics(job)
         replace_file(job.folder / CONFIG, run_text(config))
         _check_template(job, wanted)
         for step in wanted:
@@ -246,6 +249,7 @@ def make_sketch(job: Job, number: int, stage: Stage) -> Made:
     )  # fmt: skip
     pairs = DataFile(PAIRS_FILE, pairs_of(job, number))
     sketch.run_files([pairs], RecordSettings(), stage.folder / STORE, settings, job.progress)
+    release_memory()  # the training is a process of its own, on the same device
     return Made({STORE: _store_digest(stage.folder / STORE)}, {})
 
 
