@@ -148,6 +148,15 @@ def test_a_finished_stage_says_what_it_is_made_of_and_came_to(tmp_path):
     assert not list(tmp_path.glob("*.part.jsonl"))
 
 
+def test_what_a_process_that_died_could_not_remove_goes_when_the_stage_is_seen_again(tmp_path):
+    stage = Stage(tmp_path, "1/candidates")
+    make(tmp_path, Making())
+    stage.finish(MADE_OF, {}, {})
+    (tmp_path / "results.part.jsonl").write_text("{}")
+    assert stage.finished(MADE_OF)
+    assert not list(tmp_path.glob("*.part.jsonl"))
+
+
 @pytest.mark.parametrize("change", ["edit", "remove"])
 def test_results_that_are_no_longer_what_they_were_are_told_of(tmp_path, change):
     stage = Stage(tmp_path, "1/candidates")

@@ -86,15 +86,13 @@ def after(step: Step) -> Callable[[Step], bool]:
 def begun_steps(run: Path) -> Iterator[Step]:
     """The steps of which there is anything in the run's folder."""
     for folder in sorted(run.glob("round-*")):
-        match = re.fullmatch(r"round-(\d{1,6})", folder.name)
-        for place in range(len(STAGES)) if match else ():
-            step = Step(int(match[1] if match else 0), place)
-            if step.folder(run) == folder / step.folder(run).name and _begun(run, step):
+        match = re.fullmatch(r"round-(0|[1-9]\d{0,5})", folder.name)
+        if match is None:
+            continue
+        for place in range(len(STAGES)):
+            step = Step(int(match[1]), place)
+            if Stage(step.folder(run), step.name).begun():
                 yield step
-
-
-def _begun(run: Path, step: Step) -> bool:
-    return Stage(step.folder(run), step.name).begun()
 
 
 def forget(run: Path, step: Step) -> None:

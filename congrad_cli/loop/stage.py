@@ -117,6 +117,7 @@ class Stage:
                 "put back what was there, or pass another run.folder", self.anew)
         if done:
             self._check_outputs(done)
+            self._remove_parts()  # a process may have died before it could
         return done
 
     def changed(self, inputs: Mapping[str, str]) -> list[str]:
@@ -145,8 +146,7 @@ class Stage:
         done = Done(dict(inputs), dict(outputs), dict(counts), {"congrad": __version__},
                     round(time.monotonic() - self._began, 3))
         replace_file(self.folder / DONE, _json(asdict(done)))
-        for part in self.folder.glob(f"*{PART_ENDING}"):
-            part.unlink()
+        self._remove_parts()
         return done
 
     def write_items(self, items: Iterable[Item], name: str = RESULTS) -> None:
@@ -154,6 +154,10 @@ class Stage:
         with durable(self.folder / name) as write:
             for item in items:
                 write(line_of(item))
+
+    def _remove_parts(self) -> None:
+        for part in self.folder.glob(f"*{PART_ENDING}"):
+            part.unlink()
 
     def _check_outputs(self, done: Done) -> None:
         for name, digest in done.outputs.items():
@@ -189,14 +193,12 @@ def run_items(
             progress.note(f"{stage.name}: half a result was dropped ({log.dropped:,} bytes)")
         there = sum(key in log for key in keys)
         if there < len(keys):
-            progress.start(f"{stage.name} {inputs.name}", len(keys), there, "items")
-            with opened() as worker:
-                for begin in range(0, len(keys), worker.chunk):
-                    chunk = slice(begin, begin + worker.chunk)
-                    if any(key not in log for key in keys[chunk]):
-                        _work(log, inputs.items[chunk], keys[chunk], worker, progress)
-                        look(log)
-            progress.finish()
+            progress.start(f"{stage.name}, {inputs.name}", len(keys), there, "items")
+            try:
+                with opened() as worker:
+                    _work(log, inputs, worker, progress, look)
+            finally:
+                progress.finish()
         with durable(finished) as write:
             for line in log.lines(keys):
                 write(line)
@@ -204,19 +206,25 @@ def run_items(
 
 
 def _work(
-    log: ItemLog, items: Sequence[T], keys: Sequence[str], worker: Worker[T], progress: Progress
-) -> None:
-    expected = set(keys)
-    for item in worker.work(items):
-        key = item["key"]
-        if key not in expected:
-            raise ValueError(f"an item with the key {key!r}, which no input of the chunk has")
-        if key not in log:
-            log.append(item)
-            progress.advance(1)
-    missing = [key for key in keys if key not in log]
-    if missing:
-        raise ValueError(f"no item for {len(missing)} inputs of a chunk, such as {missing[0]!r}")
+    log: ItemLog, inputs: Inputs[T], worker: Worker[T], progress: Progress,
+    look: Callable[[ItemLog], None],
+) -> None:  # fmt: skip
+    """Append what is missing, chunk by chunk."""
+    for begin in range(0, len(inputs.keys), worker.chunk):
+        chunk = slice(begin, begin + worker.chunk)
+        keys = set(inputs.keys[chunk])
+        if all(key in log for key in keys):
+            continue
+        for item in worker.work(inputs.items[chunk]):
+            if item["key"] not in keys:
+                raise ValueError(f"an item with the key {item['key']!r}, which no input has")
+            if item["key"] not in log:
+                log.append(item)
+                progress.advance(1)
+        missing = sorted(key for key in keys if key not in log)
+        if missing:
+            raise ValueError(f"no item for {len(missing)} inputs, such as {missing[0]!r}")
+        look(log)
 
 
 def require_unique(keys: Sequence[str], what: str) -> None:
