@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from test_parity_trl import PLAIN
+from test_parity_trl import PLAIN, conversational
 from transformers import AutoTokenizer
 from zoo import build, zoo
 
@@ -22,11 +22,50 @@ from congrad_cli.loop.settings import LossSection, ModelSection, TrainSection
 from congrad_cli.loop.train_checkpoints import newest_complete
 from congrad_cli.loop.train_spec import TrainSpec, write_spec
 from congrad_cli.loop.training_pairs import write_training_pairs
+from congrad_cli.progress import Silent
 
 BASE = TrainSection(
     learning_rate=1e-2, max_steps=6, batch=4, device_batch=2, max_length=48, save_steps=2,
     warmup_ratio=0.0, schedule="constant", save_dtype="float32",
 )  # fmt: skip
+
+
+ROWS = [conversational(row) | {"id": index, "meta": {"a": index}} if index % 2 else
+        conversational(row) | {"id": str(index), "chosen_score": None}
+        for index, row in enumerate(PLAIN)]  # fmt: skip
+"""Message lists, and columns of no one type beside them."""
+
+
+class Heard(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self, on_step: Callable[[], None] = lambda: None) -> None:
+        self.said: list[tuple[Any, ...]] = []
+        self._on_step = on_step
+
+    def step(self, what: str) -> None:
+        self.said.append(("step", what))
+        self._on_step()
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self.said.append(("start", total, done))
+
+    def advance(self, count: int) -> None:
+        self.said.append(("advance", count))
+
+    def note(self, message: str, kind: str = "") -> None:
+        self.said.append(("note", message))
+
+    def warn(self, message: str, kind: str = "") -> None:
+        self.said.append(("warn", message))
+
+    def stopping(self) -> None:
+        self.said.append(("stopping",))
+
+    def counted(self) -> int:
+        """Pairs, those that were done at the start included."""
+        return sum(entry[1] if entry[0] == "advance" else entry[2]
+                   for entry in self.said if entry[0] in ("advance", "start"))  # fmt: skip
 
 
 def save_models(root: Path, sample_data: Path, kind: str = "llama") -> tuple[str, str]:
