@@ -248,7 +248,7 @@ def test_a_key_that_the_server_echoes_is_in_no_message(status, form, monkeypatch
     error, _ = fails(lambda handler, *_: handler.send(
         status, f"Bearer {form} is wrong".encode(), Location=KEY), notes=notes)
     shown = "\n".join([told(error), *notes, repr(error)])
-    assert "[key]" in shown and KEY[:8] not in shown and "sk-not%2F" not in shown
+    assert "[key]" in shown and not any(part in shown for part in (KEY[:8], "sk-not", KEY[-10:]))
     cause = error
     while cause is not None:  # what a traceback would show
         assert KEY[:8] not in repr(cause)
