@@ -20,7 +20,7 @@ from congrad_cli.loop.settings import BackendSection, ModelSection
 
 SERVER = '''
 """python server.py WAY MODEL PORT: serves nothing, in several ways."""
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 way, model, port = sys.argv[1:]
@@ -28,7 +28,9 @@ print("serving", model, flush=True)
 if way == "fails":
     print("no such model: \\x1b[31m" + model, os.environ.get("OPENAI_API_KEY"), flush=True)
     sys.exit(3)
-if way == "family":
+if way == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so will its child
+if way in ("family", "stubborn"):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print("child", child.pid, flush=True)
 asked = 0
@@ -53,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 if way == "deaf":
+    print("child", os.getpid(), flush=True)
     time.sleep(600)
 HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 '''
@@ -147,20 +150,29 @@ def test_a_server_that_dies_under_a_request_is_named_as_the_cause(command, tmp_p
     backend.close()
 
 
-def test_a_server_that_never_answers_is_stopped(serve):
-    with pytest.raises(ModelError, match=r"does not answer after 0\.5 s"):
-        serve("deaf", patience=0.5)
+def child_in(log: Path) -> int:
+    """The process that a server has named in its log."""
+    return int(log.read_text().split("child ")[1].split()[0])
 
 
-def test_closing_stops_all_that_the_server_started_and_can_be_done_twice(serve, tmp_path):
-    served = serve("family")
-    log = (tmp_path / "logs" / "serve.log").read_text()
-    child = int(log.split("child ")[1].split()[0])
+def test_a_server_that_never_answers_is_stopped(serve, tmp_path):
+    with pytest.raises(ModelError, match=r"does not answer after 2 s"):
+        serve("deaf", patience=2.0)
+    wait_for_end(child_in(tmp_path / "logs" / "serve.log"))
+
+
+@pytest.mark.parametrize(("way", "number"), [("family", 15), ("stubborn", 9)])
+def test_closing_stops_all_that_the_server_started_and_can_be_done_twice(
+    way, number, serve, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("congrad_cli.loop.serving.STOP_SECONDS", 0.3 if number == 9 else 30.0)
+    served = serve(way)
+    child = child_in(tmp_path / "logs" / "serve.log")
     os.kill(child, 0)
     served.close()
     wait_for_end(child)
     served.close()
-    with pytest.raises(ModelError, match="signal 15"):
+    with pytest.raises(ModelError, match=f"signal {number}"):
         served.check()
 
 
@@ -172,7 +184,7 @@ def test_the_server_goes_with_the_process_that_holds_it(number, command, tmp_pat
     assert holder.stdout.readline() == b"ready\n"
     holder.send_signal(number)
     assert holder.wait(30) in (143, -signal.SIGINT, -signal.SIGKILL)
-    wait_for_end(int((tmp_path / "serve.log").read_text().split("child ")[1].split()[0]))
+    wait_for_end(child_in(tmp_path / "serve.log"))
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ class ApiKey:
     def clean(self, text: str) -> str:
         """One printable line without the key, also where it is quoted or cut short."""
         forms = {self._key, quote(self._key, safe=""), json.dumps(self._key)[1:-1]} - {""}
-        for form in sorted(forms, key=len, reverse=True):
-            for end in range(len(form), min(TELLING, len(form)) - 1, -1):
-                text = text.replace(form[:end], "[key]")
+        telling = {form[:end] for form in forms for end in range(TELLING, len(form) + 1)} | forms
+        for part in sorted(telling, key=len, reverse=True):  # a short one would leave the rest
+            text = text.replace(part, "[key]")
         line = " ".join(text.split())
         return "".join(mark if mark.isprintable() else "?" for mark in line)[:SHOWN]

@@ -1,6 +1,5 @@
 """A model served by the user's own command, for as long as it is needed."""
 
-import atexit
 import os
 import shlex
 import signal
@@ -45,6 +44,7 @@ class ServedModel:
         patience: float = START_SECONDS,
     ) -> None:
         self._key = key
+        self._closed = False
         port = _free_port()
         words = _words(command, model, port)
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -62,12 +62,12 @@ class ServedModel:
                 raise ModelError(
                     f"serve: {words[0]}: {error.strerror}.", "check the command"
                 ) from error
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD, "guard", str(self._process.pid)], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        atexit.register(self.close)
+        self._guard: subprocess.Popen[bytes] | None = None
         try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", GUARD, "guard", str(self._process.pid)], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
             self._wait(patience)
         except BaseException:
             self.close()
@@ -82,7 +82,9 @@ class ServedModel:
 
     def close(self) -> None:
         """Stop the server and all that it started."""
-        atexit.unregister(self.close)
+        if self._closed:  # its number may be another process' by now
+            return
+        self._closed = True
         try:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -90,8 +92,9 @@ class ServedModel:
         finally:
             self._signal(signal.SIGKILL)  # also what its first process left behind
             self._process.wait()
-            self._guard.kill()
-            self._guard.communicate()
+            if self._guard is not None:
+                self._guard.kill()
+                self._guard.communicate()
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):  # nobody is left in the group
