@@ -72,10 +72,10 @@ def quick_training(spec, progress) -> Path:
 def main() -> None:
     """Run ``congrad`` with the arguments that follow the moment's."""
     from congrad_cli.cli import main as congrad
-    from congrad_cli.loop import run
+    from congrad_cli.loop import alone, run
 
     moment, _, name = sys.argv[1].partition(" ")
-    run.train = quick_training
+    run.train = alone.train = quick_training
     at(moment, name)
     sys.argv = ["congrad", *sys.argv[2:]]
     congrad()

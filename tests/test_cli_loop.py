@@ -124,6 +124,35 @@ def test_pairs_alone_are_those_of_the_round(finished, forked_congrad, tmp_path):
     bad(forked_congrad("loop", "pairs", *args), 2, "is there already")
 
 
+def train_alone(forked_congrad, finished, output: Path, tiny_model, *program, **how) -> Path:
+    """The model that ``loop train`` makes of the first round's kept pairs."""
+    kept = finished[1] / "round-1/07-filter/kept.jsonl"
+    done = good(forked_congrad(
+        *program, "loop", "train", kept, "-o", output, "--model", tiny_model, "--config",
+        finished[1] / "config.toml", **how))
+    assert done.stdout.decode() == f"{output}/model\n"
+    return output / "model"
+
+
+def test_training_alone_takes_pairs_and_gives_a_model(
+    forked_congrad, finished, tiny_model, tmp_path
+):
+    program = Path(__file__).parent / "killed_loop.py"  # its training takes no time
+    model = train_alone(forked_congrad, finished, tmp_path / "training", tiny_model, "never",
+                        program=program)
+    assert (model / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_training_alone_gives_the_weights_of_the_round(
+    forked_congrad, finished, tiny_model, tmp_path
+):
+    made = weights(train_alone(forked_congrad, finished, tmp_path / "training", tiny_model))
+    theirs = weights(finished[1] / "round-1/08-train/model")
+    assert made.keys() == theirs.keys()
+    assert all((made[name] == theirs[name]).all() for name in made)
+
+
 def test_a_run_continues_from_its_own_configuration_wherever_it_is(copy, forked_congrad):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     done = good(forked_congrad("loop", copy / "config.toml"))

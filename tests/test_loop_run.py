@@ -7,6 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+from chat_stub import Stub
 from scripted import ScriptedBackend, ScriptedScorer
 
 from congrad_cli.errors import CongradError, InputError, ModelError, StoreError, UsageError
@@ -260,6 +261,31 @@ def test_a_judge_that_gives_no_scores_stops_the_run_early(config, models, tmp_pa
     models.say = lambda text, seed: f"Score: {seed % 6}"
     start(settings)  # what is there counts; the rest is judged now
     assert items(settings, "1/pairs", "pairs.jsonl")
+
+
+def test_servers_write_and_judge_and_the_key_is_in_no_file(config, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("WRITER_KEY", "s3cret-writer")
+    monkeypatch.setenv("JUDGE_KEY", "s3cret-judge")
+
+    def answer(handler, payload, number):
+        judges = payload["messages"][-1]["content"].startswith("You grade")
+        handler.say(*(f"Score: {number % 6}" if judges else f"Answer {number} {place}."
+                      for place in range(payload.get("n", 1))))
+
+    with Stub(answer) as writer, Stub(answer) as judge:
+        settings = config(
+            "backend.kind=openai", f"backend.url={writer.url}", "backend.api_key_env=WRITER_KEY",
+            "judge.kind=endpoint", "judge.backend.kind=openai", f"judge.backend.url={judge.url}",
+            "judge.backend.model=large", "judge.backend.api_key_env=JUDGE_KEY",
+        )  # fmt: skip
+        start(settings)
+    assert items(settings, "1/pairs", "pairs.jsonl")
+    assert {payload["model"] for payload in writer.payloads} == {settings.model.path}
+    assert {payload["model"] for payload in judge.payloads} == {"large"}
+    assert {headers["Authorization"] for headers in judge.headers} == {"Bearer s3cret-judge"}
+    for content in files_of(Path(settings.run.folder)).values():
+        assert b"s3cret" not in content
+    assert "s3cret" not in "".join(capfd.readouterr())
 
 
 # what is refused

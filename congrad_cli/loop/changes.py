@@ -29,7 +29,7 @@ FREE = {
     "train.precompute_reference", "train.save_steps", "train.launcher", "train.processes",
     "train.accelerate_config",
     *(f"{section}.{key}" for section in ("backend", "judge.backend")
-      for key in ("url", "serve", "api_key_env", "concurrency", "timeout", "retries")),
+      for key in ("batch", "url", "serve", "api_key_env", "concurrency", "timeout", "retries")),
 }  # fmt: skip
 """Keys that say where and how fast, and change nothing that is done."""
 
