@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as token_models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from zoo import build, zoo
 
 from congrad_cli.errors import ModelError, NumericsError, ResourceError, UsageError
@@ -164,7 +166,7 @@ def test_draws_have_the_distribution_of_the_scores():
         assert abs(counts[token] / 20_000 - expected) <= error
 
 
-@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53, 1.0])  # where floats are short it rounds to 1
 def test_the_ends_of_the_range_give_tokens_that_can_come(number):
     scores = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
     token = draw(scores, torch.tensor([number], dtype=torch.float64))
@@ -336,6 +338,20 @@ class TestWithoutChatTemplate:
         whole = tokenizer.decode(ids + written, skip_special_tokens=True)
         assert "The sky is" + answer.completions[0].text == whole
         assert expected in answer.completions[0].text
+
+    def test_the_space_before_the_first_word_is_kept(self, tmp_path):
+        """Tokenizers with marks for spaces drop the first one of what they decode."""
+        words = ["</s>", *(f"▁{word}" for word in ("the", "cat", "sat", "on", "mat"))]
+        plain = Tokenizer(token_models.WordLevel(
+            {word: number for number, word in enumerate(words)}, unk_token="</s>"))
+        plain.pre_tokenizer = pre_tokenizers.Metaspace()
+        plain.decoder = decoders.Metaspace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>")
+        tokenizer.save_pretrained(tmp_path)
+        build(zoo(len(words))["llama"]).save_pretrained(tmp_path)
+        [answer] = backend(tmp_path).complete([ask("the cat", HOT, tuple(range(8)))])
+        said = [completion.text for completion in answer.completions if completion.text]
+        assert len(said) > 3 and all(text.startswith(" ") for text in said)
 
     def test_a_conversation_is_an_error_with_the_cure(self, folder):
         messages = tuple({"role": role, "content": "a"} for role in ("system", "user"))
