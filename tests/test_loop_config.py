@@ -191,6 +191,7 @@ def test_a_number_is_finite(write, value):
     (["filter.per_group=true"], "changes nothing"),
     (["sketch.dim=512", "sketch.row_size=4k"], "set one"),
     (["sketch.dim=512", "sketch.width=7"], "not a multiple"),
+    (["sketch.width=7"], "sketch.dim = 32768 is not a multiple"),
     (["train.processes=2"], "needs train.launcher"),
     (["train.accelerate_config=x.yaml"], "does nothing with train.launcher"),
     (["train.batch=6", "train.device_batch=4"], "not a multiple"),
@@ -382,6 +383,7 @@ def test_the_documentation_lists_every_key_with_its_default():
 
 
 def test_the_documentation_names_every_choice():
-    for name in ("backend.kind", "judge.kind", "loss.name", "train.launcher", "filter.rank_by"):
+    for name in ("backend.kind", "judge.kind", "loss.name", "train.launcher", "filter.rank_by",
+                 "train.schedule", "model.dtype"):
         meaning = documented()[name][1]
         assert all(choice in meaning for choice in CHOICES[name]), name

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -517,6 +518,39 @@ def test_the_loss_of_the_training_is_that_of_the_consensus(config, monkeypatch):
     (settings,) = told
     assert (settings.loss, settings.beta, settings.length_penalty) == ("lp-dpo", 0.4, 0.05)
     assert (settings.method, settings.min_pairs) == ("mean", 3)
+
+
+@pytest.mark.parametrize(("package", "changes", "until"), [
+    ("py3langid", ["pairs.check_language=true"], "1/pairs"),
+    ("trl", [], "1/train"),
+    ("peft", ["train.lora_rank=4"], "1/train"),
+])
+def test_a_package_that_a_later_stage_needs_is_asked_for_before_any_candidate(
+    config, models, monkeypatch, package, changes, until
+):
+    from congrad_cli.loop import train
+
+    real = train.find_spec
+    monkeypatch.setattr(train, "find_spec", lambda name: None if name == package else real(name))
+    for name in (package, f"{package}.langid"):
+        monkeypatch.setitem(sys.modules, name, None)
+    said = refused(config(*changes), until)
+    assert package in said
+    assert "pip install" in said
+    assert not models.opened
+
+
+def test_a_model_without_a_chat_is_refused_before_any_candidate(
+    config, models, tmp_path, tiny_model
+):
+    for file in Path(tiny_model).iterdir():
+        if "template" not in file.name:
+            (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    said = refused(config(), "1/sketch")
+    assert "no chat template" in said
+    assert "[model] chat_template" in said
+    assert not models.opened
+    start(config(), "1/pairs")  # text alone needs none
 
 
 def test_rules_of_the_filter_are_checked_at_the_start(config, models):

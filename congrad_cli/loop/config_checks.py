@@ -29,6 +29,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "consensus.normalize_groups": ("none", "unit"),
     "filter.rank_by": RANKINGS,
     "train.reference": REFERENCES,
+    "train.schedule": ("linear", "cosine", "constant", "constant_with_warmup", "polynomial",
+                       "inverse_sqrt", "cosine_with_restarts"),
     "train.save_dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.launcher": LAUNCHERS,
 }
@@ -191,9 +193,9 @@ def _check_filter(config: LoopConfig) -> None:
                          "score.", "set filter.keep_ratio with it")
     if sketch.row_size is not None and sketch.dim is not None:
         raise UsageError(f"sketch.row_size = {sketch.row_size!r} sets sketch.dim.", "set one")
-    if sketch.width is not None and sketch.dim is not None and sketch.dim % sketch.width:
-        raise UsageError(f"sketch.dim = {sketch.dim} is not a multiple of sketch.width = "
-                         f"{sketch.width}.")
+    dim = sketch.dim or ROW_SIZES[sketch.row_size or "16k"][0]
+    if sketch.width is not None and dim % sketch.width:
+        raise UsageError(f"sketch.dim = {dim} is not a multiple of sketch.width = {sketch.width}.")
 
 
 def _check_train(config: LoopConfig) -> None:

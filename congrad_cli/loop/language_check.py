@@ -88,7 +88,7 @@ class LanguageCheck:
         that is none of them where all of them together are most unlikely. Scripts and regions are
         not told apart. Raises :class:`UsageError` if py3langid is missing.
         """
-        _require_package()
+        require_package()
         labels = sorted({canonical(label) for label in languages})
         self._base = {label: base(label) or label for label in labels if _known(label)}
         self.unknown = tuple(label for label in labels if label not in self._base)
@@ -110,7 +110,8 @@ class LanguageCheck:
         return Finding(WRONG if sure else UNSURE, found.likeliest or NO_LANGUAGE)
 
 
-def _require_package() -> None:
+def require_package() -> None:
+    """Raise :class:`UsageError` if py3langid is missing."""
     try:
         Detector()
     except UsageError as error:

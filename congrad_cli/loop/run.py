@@ -15,6 +15,7 @@ from congrad_cli.loop.changes import CONFIG, check_same_run
 from congrad_cli.loop.config_text import run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
+from congrad_cli.loop.language_check import require_package
 from congrad_cli.loop.loading import KEYS, source_of
 from congrad_cli.loop.metrics import RoundMetrics, round_metrics, write_metrics
 from congrad_cli.loop.opening import SCORED
@@ -35,7 +36,7 @@ from congrad_cli.loop.plan import (
 from congrad_cli.loop.settings import BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
 from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted, round_prompts
-from congrad_cli.loop.train import TrainSpec, train
+from congrad_cli.loop.train import TrainSpec, require_packages, train
 from congrad_cli.model_source import find_model
 from congrad_cli.progress import Progress
 from congrad_cli.records.record import DataFile
@@ -88,7 +89,7 @@ def run(
         if gone:
             write_metrics(job)
         replace_file(job.folder / CONFIG, run_text(config))
-        _check_template(job, wanted)
+        _check_later_needs(job, wanted)
         for step in wanted:
             make(job, step, request.restart_from is not None)
             if step == last_of_round(config, step.number):
@@ -197,13 +198,17 @@ def check_start(job: Job) -> None:
             "the model that was trained before; backend.serve would serve it")
 
 
-def _check_template(job: Job, wanted: Sequence[Step]) -> None:
-    """Refuse a model without a chat before it has written candidates for hours.
+def _check_later_needs(job: Job, wanted: Sequence[Step]) -> None:
+    """Refuse what later stages could not do, before candidates were written for hours.
 
-    Pairs are conversations, and sketching and training need a template for those.
+    Packages must be there, and a chat template: pairs are conversations for sketch and training.
     """
-    learns = [step for step in wanted if step.stage in (SKETCH, TRAIN)]
-    if all(job.stage(step.number, step.stage).done() for step in learns):
+    left = {step.stage for step in wanted if not job.stage(step.number, step.stage).done()}
+    if PAIRS in left and job.config.pairs.check_language:
+        require_package()
+    if TRAIN in left:
+        require_packages(job.config.train)
+    if not left & {SKETCH, TRAIN}:
         return
     from congrad_cli.checkpoint import load_tokenizer, require_template
 

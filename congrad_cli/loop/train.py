@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.loop.settings import TrainSection
 from congrad_cli.loop.train_checkpoints import newest_complete, step_of
 from congrad_cli.loop.train_process import run_worker
 from congrad_cli.loop.train_spec import TrainSpec, check, identity, write_spec
 from congrad_cli.loop.training_pairs import write_training_pairs
 from congrad_cli.progress import Progress
 
-__all__ = ["TrainSpec", "train"]
+__all__ = ["TrainSpec", "require_packages", "train"]
 
 
 def train(spec: TrainSpec, progress: Progress) -> Path:
@@ -31,7 +32,7 @@ def train(spec: TrainSpec, progress: Progress) -> Path:
     the process come as :class:`ModelError`, ResourceError, InputError or NumericsError.
     """
     check(spec)
-    _require_packages(spec)
+    require_packages(spec.train)
     spec.output.mkdir(parents=True, exist_ok=True)
     _claim(spec)
     model = spec.output / "model"
@@ -55,8 +56,9 @@ def train(spec: TrainSpec, progress: Progress) -> Path:
     return model
 
 
-def _require_packages(spec: TrainSpec) -> None:
-    needed = ["trl", "datasets", "accelerate", *(["peft"] if spec.train.lora_rank else [])]
+def require_packages(train: TrainSection) -> None:
+    """Raise :class:`ModelError` where packages are missing that such a training needs."""
+    needed = ["trl", "datasets", "accelerate", *(["peft"] if train.lora_rank else [])]
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ModelError(
