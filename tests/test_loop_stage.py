@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from congrad_cli.errors import InputError, StoreError
+from congrad_cli.loop.digests import digest_model
 from congrad_cli.loop.items import ItemLog, Items, line_of
 from congrad_cli.loop.stage import Inputs, Stage, Worker, digest_file, run_items
 from congrad_cli.progress import Silent
@@ -240,6 +241,50 @@ def test_items_are_read_by_place_and_slice(whole, tmp_path):
     assert items[2:5] == everything[2:5]
     with pytest.raises(IndexError):
         items[7]
+
+
+# digests of models
+
+
+def write_model(folder: Path, weights: bytes, config: str = "{}") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_a_model_has_one_digest_wherever_it_lies_and_whatever_its_hidden_files(tmp_path):
+    one, two = (write_model(tmp_path / name, b"weights") for name in ("one", "two"))
+    (two / "README.md").write_text("what it is")
+    (two / ".gitattributes").write_text("lfs")
+    assert digest_model(str(one)) == digest_model(str(two))
+    (two / "config.json").write_text("{ }")
+    assert digest_model(str(one)) != digest_model(str(two))
+
+
+@pytest.mark.parametrize("size", [1 << 10, 5 << 20])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
+def test_a_training_of_all_weights_changes_the_digest(tmp_path, size, place):
+    """Of large files blocks are read: a change of a stretch as large as a tensor is seen."""
+    weights = bytearray(size)
+    before = digest_model(str(write_model(tmp_path / "before", weights)))
+    begin = int(place * size)
+    weights[begin : begin + size // 16] = b"x" * len(weights[begin : begin + size // 16])
+    assert digest_model(str(write_model(tmp_path / "after", weights))) != before
+
+
+def test_a_model_on_the_hub_is_its_name_and_revision():
+    digests = {digest_model("org/name"), digest_model("org/name", "v2"), digest_model("org/other")}
+    assert len(digests) == 3
+    assert digest_model("org/name") in digests
+
+
+def test_a_file_may_be_renamed_and_not_changed(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"weights")
+    (tmp_path / "b.gguf").write_bytes(b"weights")
+    (tmp_path / "c.gguf").write_bytes(b"Weights")
+    one, same, other = (digest_model(str(tmp_path / f"{name}.gguf")) for name in "abc")
+    assert one == same != other
 
 
 @pytest.mark.parametrize("line", [b"[]", b'{"key": 3}', b'{"text": "x"}', b"{", b"\xff"])

@@ -9,6 +9,8 @@ from congrad_cli.loop.stage import digest_file, digest_of
 
 SMALL = 1 << 20
 """Files up to so many bytes are read whole; of larger ones of a model, blocks."""
+ENDINGS = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".tiktoken")
+"""Of the files that make a model and its tokenizer."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 
 
@@ -33,10 +35,11 @@ def digest_model(model: str, revision: str | None = None) -> str:
     path = Path(model)
     if not path.exists():
         return digest_of([model, revision])
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if path.is_file():
+        return digest_of([path.stat().st_size, _spots(path)])
     return digest_of([
-        [file.name, file.stat().st_size, _spots(file)]
-        for file in files if file.is_file() and not file.name.startswith(".")
+        [file.name, file.stat().st_size, _spots(file)] for file in sorted(path.iterdir())
+        if file.is_file() and file.suffix in ENDINGS
     ])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from congrad_cli.errors import UsageError
+from congrad_cli.loop.digests import digest_model
 from congrad_cli.loop.settings import LossSection, ModelSection, TrainSection
 
 FREE = {
@@ -19,9 +20,6 @@ FREE = {
 }  # fmt: skip
 """Settings that change how a training runs, not what it learns (up to the order of sums); a
 model's name and revision count through its files."""
-
-SAMPLE_BYTES, SAMPLES = 1 << 20, 16
-"""Weight files are digested in so many pieces of this size: training changes every tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +109,3 @@ def identity(spec: TrainSpec) -> dict[str, Any]:
     if template is not None and Path(template).is_file():
         result["about.chat_template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()
     return result
-
-
-def digest_model(name: str, revision: str | None) -> str:
-    """Tells models apart by their files; one of the hub by its name and revision."""
-    path = Path(name)
-    files = [path] if path.is_file() else sorted(
-        file for file in path.glob("*") if file.suffix in (".json", ".safetensors", ".jinja")
-    )
-    digest = hashlib.sha256()
-    if not files:
-        digest.update(f"{name}\0{revision}".encode())
-    for file in files:
-        digest.update(b"gguf" if path.is_file() else file.name.encode())
-        _digest_pieces(file, digest)
-    return digest.hexdigest()
-
-
-def _digest_pieces(path: Path, digest: Any) -> None:
-    length = path.stat().st_size
-    digest.update(str(length).encode())
-    with path.open("rb") as file:
-        if length <= SAMPLE_BYTES * SAMPLES:
-            digest.update(file.read())
-            return
-        for index in range(SAMPLES):  # the first one holds the header, the last one the end
-            file.seek((length - SAMPLE_BYTES) * index // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
