@@ -174,9 +174,17 @@ def test_rounds_have_prompts_of_their_own(config, models):
     start(settings, "1/prompts")
     job = Job(settings, Silent())
     first = {prompt["key"] for prompt in items(settings, "1/prompts")}
-    second = {prompt.id for prompt in run.round_prompts(job, 2)}
+    second = {prompt.id for prompt in run.round_prompts(job, 2)[0]}
     assert len(first) == len(second) == 8
     assert not first & second
+
+
+def test_prompts_that_stand_there_twice_are_taken_once_and_told_of(config, models, tmp_path):
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "en 1?", "language": "en"}\n' * 2)
+    told = Told()
+    start(config(), "1/prompts", progress=told)
+    assert any("2 prompts stand there more than once" in note for note in told.notes)
 
 
 def test_prompts_are_translated_by_the_model_once(config, models):

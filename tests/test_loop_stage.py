@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from congrad_cli import __version__
 from congrad_cli.errors import InputError, StoreError
 from congrad_cli.loop.digests import digest_model
 from congrad_cli.loop.items import ItemLog, Items, line_of
@@ -145,7 +146,8 @@ def test_a_finished_stage_says_what_it_is_made_of_and_came_to(tmp_path):
     done = stage.finished(MADE_OF)
     assert (done.inputs, done.outputs, done.counts) == (
         MADE_OF, {"results.jsonl": digest}, {"candidates": 7})  # fmt: skip
-    assert done.versions["congrad"]
+    assert done.versions["congrad"] == __version__
+    assert done.versions["torch"]
     assert not list(tmp_path.glob("*.part.jsonl"))
 
 

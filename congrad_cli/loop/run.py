@@ -111,7 +111,7 @@ def preview(config: LoopConfig, request: Request, progress: Progress) -> Preview
         states.append((step.name, state))
         if state != "done" and number is None:
             number = max(step.number, 1)
-    prompts = round_prompts(job, number or config.run.rounds)
+    prompts, _ = round_prompts(job, number or config.run.rounds)
     models = {f"round {number}": job.about(number).path for number in job.rounds() if number}
     return Preview(
         states,

@@ -9,8 +9,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +24,7 @@ from congrad_cli.tensors import replace_file
 
 RESULTS, INPUTS, DONE = "results.jsonl", "inputs.json", "DONE.json"
 PART_ENDING = ".part.jsonl"
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm")
 _READ_BYTES = 1 << 20
 
 T = TypeVar("T")
@@ -143,7 +146,7 @@ class Stage:
     ) -> Done:
         """Say that it is done; outputs are digests by the names of files in the folder."""
         self.check()
-        done = Done(dict(inputs), dict(outputs), dict(counts), {"congrad": __version__},
+        done = Done(dict(inputs), dict(outputs), dict(counts), _versions(),
                     round(time.monotonic() - self._began, 3))
         replace_file(self.folder / DONE, _json(asdict(done)))
         self._remove_parts()
@@ -251,6 +254,16 @@ def digest_file(path: Path) -> str:
 def digest_of(value: object) -> str:
     """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of what makes results, where it is installed; nothing is imported for that."""
+    found = {"congrad": __version__}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _json(value: dict[str, Any]) -> bytes:

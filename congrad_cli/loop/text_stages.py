@@ -62,23 +62,26 @@ def prompt_inputs(job: Job, number: int) -> dict[str, str]:
     return {"prompts.files": digest_files(file.path for file in files)}
 
 
-def round_prompts(job: Job, number: int) -> list[Prompt]:
-    """The round's slice of the pools, before any translation."""
+def round_prompts(job: Job, number: int) -> tuple[list[Prompt], int]:
+    """The round's slice of the pools, before any translation, and how many stood there twice."""
     section = job.config.prompts
     pools = read_pools(section, job.folder)
-    return slice_of_round(pools, number, section.per_language, job.config.run.seed)
+    prompts = slice_of_round(pools, number, section.per_language, job.config.run.seed)
+    return prompts, pools.duplicates.total()
 
 
 def make_prompts(job: Job, number: int, stage: Stage) -> Made:
     """The round's slice of the pools, and translations where they are asked for."""
     section = job.config.prompts
-    prompts = round_prompts(job, number)
+    prompts, duplicates = round_prompts(job, number)
+    if duplicates:
+        job.progress.note(f"prompts.files: {duplicates:,} prompts stand there more than once")
     if section.translate_from is not None:
         prompts = _with_translations(job, number, stage, prompts)
     items = [prompt.to_json() for prompt in prompts]
     stage.write_items(items)
     return Made({RESULTS: digest_file(stage.results)},
-                {"prompts": len(items), "languages": by_language(items)})
+                {"prompts": len(items), "duplicates": duplicates, "languages": by_language(items)})
 
 
 def _with_translations(
