@@ -19,6 +19,7 @@ from congrad_cli.loop.job import Job
 from congrad_cli.loop.model_access import Completion
 from congrad_cli.loop.plan import STAGES, Step, step_of, steps
 from congrad_cli.progress import Silent
+from congrad_cli.records import detect
 
 CONFIG = """
 [run]
@@ -542,6 +543,7 @@ def test_a_package_that_a_later_stage_needs_is_asked_for_before_any_candidate(
     monkeypatch.setattr(train, "find_spec", lambda name: None if name == package else real(name))
     for name in (package, f"{package}.langid"):
         monkeypatch.setitem(sys.modules, name, None)
+    detect._load.cache_clear()
     said = refused(config(*changes), until)
     assert package in said
     assert "pip install" in said
