@@ -162,8 +162,10 @@ def test_an_interrupted_run_goes_on_to_the_same_files(
 ):
     start(config("run=whole"))
     models.stop_after = models.asked + stop_after
+    told = Told()
     with pytest.raises(KeyboardInterrupt):
-        start(config())
+        start(config(), progress=told)
+    assert "the same command continues" in told.notes[-1]
     assert models.open == 0
     models.stop_after = None
     start(config())

@@ -91,7 +91,8 @@ def run(
         replace_file(job.folder / CONFIG, run_text(config))
         _check_later_needs(job, wanted)
         for step in wanted:
-            make(job, step, request.restart_from is not None)
+            with _told(job, step):
+                make(job, step, request.restart_from is not None)
             if step == last_of_round(config, step.number):
                 show(round_metrics(job, step.number))
                 write_metrics(job)
@@ -162,6 +163,16 @@ def make(job: Job, step: Step, restarted: bool = False) -> None:
     stage.begin(inputs)
     made = kind.work(job, step.number, stage)
     stage.finish(inputs, made.outputs, made.counts)
+
+
+@contextmanager
+def _told(job: Job, step: Step) -> Iterator[None]:
+    """Say where the run was stopped."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        job.progress.note(f"stopped in {step.name}; the same command continues.")
+        raise
 
 
 def last_of_round(config: LoopConfig, number: int) -> Step:
