@@ -12,6 +12,7 @@ from congrad_cli import __version__, console
 from congrad_cli.commands.consensus import consensus
 from congrad_cli.commands.demo import demo
 from congrad_cli.commands.filter import filter_pairs
+from congrad_cli.commands.loop import loop
 from congrad_cli.commands.report import report
 from congrad_cli.commands.show import show
 from congrad_cli.commands.sketch import sketch
@@ -101,6 +102,7 @@ for name, command in (
     ("show", show), ("verify", verify), ("demo", demo),
 ):  # fmt: skip
     app.command(name)(command)
+app.add_typer(loop, name="loop")
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -75,7 +75,7 @@ class TerminalProgress:
         self._shown: Counter[str] = Counter()  # notes and warnings, by kind
         self._total = self._done = self._new = 0
         self._began = self._spoke = 0.0
-        self._what = ""
+        self._what = self._unit = ""
 
     def step(self, what: str) -> None:
         """Say that a slow step begins."""
@@ -83,9 +83,10 @@ class TerminalProgress:
             sys.stderr.write(f"congrad: {what} ...\n")
             sys.stderr.flush()
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
+    def start(self, what: str, total: int, done: int = 0, unit: str = "pairs") -> None:
         """Begin to count."""
-        self._what, self._total, self._done, self._new = what, total, done, 0
+        self._what, self._unit = what, unit
+        self._total, self._done, self._new = total, done, 0
         self._began = self._spoke = time.monotonic()
         if self._quiet or not on_terminal():
             return
@@ -113,7 +114,7 @@ class TerminalProgress:
         now = time.monotonic()
         rate = self._new / max(now - self._began, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{rate:.1f} pairs/s")
+            self._bar.update(self._task, advance=count, rate=f"{rate:.1f} {self._unit}/s")
         elif not self._quiet and now - self._spoke >= HEARTBEAT_SECONDS:
             self._spoke = now
             self._line(rate)
@@ -122,7 +123,7 @@ class TerminalProgress:
         left = max(self._total - self._done, 0) / rate if rate else math.inf
         sys.stderr.write(
             f"{self._what} {self._done:,}/{self._total:,} ({self._done / self._total:.0%}) "
-            f"{rate:.1f} pairs/s eta {_clock(left)}\n"
+            f"{rate:.1f} {self._unit}/s eta {_clock(left)}\n"
         )
         sys.stderr.flush()
 
@@ -135,8 +136,8 @@ class TerminalProgress:
         seconds = time.monotonic() - self._began
         if not self._quiet:
             sys.stderr.write(
-                f"congrad: {self._what}: {self._done:,} of {self._total:,} pairs, "
-                f"{self._new / max(seconds, 1e-9):.1f} pairs/s, {_clock(seconds)}\n"
+                f"congrad: {self._what}: {self._done:,} of {self._total:,} {self._unit}, "
+                f"{self._new / max(seconds, 1e-9):.1f} {self._unit}/s, {_clock(seconds)}\n"
             )
 
     def stopping(self) -> None:

@@ -9,11 +9,11 @@ class Progress(Protocol):
     def step(self, what: str) -> None:
         """A slow step begins."""
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
-        """Counting begins: ``done`` of ``total`` pairs are there already."""
+    def start(self, what: str, total: int, done: int = 0, unit: str = "pairs") -> None:
+        """Counting begins: ``done`` of ``total`` pairs, or other units, are there already."""
 
     def advance(self, count: int) -> None:
-        """``count`` more pairs are done."""
+        """``count`` more of them are done."""
 
     def finish(self) -> None:
         """Counting ends."""
@@ -34,7 +34,7 @@ class Silent:
     def step(self, what: str) -> None:
         """Ignored."""
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
+    def start(self, what: str, total: int, done: int = 0, unit: str = "pairs") -> None:
         """Ignored."""
 
     def advance(self, count: int) -> None:

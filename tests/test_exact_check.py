@@ -12,12 +12,12 @@ from synthetic import normalised
 
 from congrad_cli.codec import Codec
 from congrad_cli.exactness import Measured, compare_measured, stored_pairs
+from congrad_cli.model_source import find_model
 from congrad_cli.progress import Silent
 from congrad_cli.sketch import exact_check
 from congrad_cli.sketch.exact_check import choose_places, materialise
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.model import load_model
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.tokens import TokenizedPair
 from congrad_cli.store import GradientStore, shard_files
 from congrad_cli.tensors import map_arrays, pack_arrays

@@ -21,7 +21,10 @@ COMMANDS = ("commands.", "options.", "display.")
 """The shell's side of the folders; ``cli`` puts them together."""
 ABOVE = ("demo", "loop.run", "report.gather", "report.run", "report.telling", "api")
 """What brings the folders together: they may use any of them."""
-WITH_TORCH = ("sketch", "loop.transformers_backend", "loop.scorer", "loop.dpo", "checkpoint")
+ROUNDS = "loop.run"
+WITH_TORCH = (
+    "sketch", "loop.transformers_backend", "loop.scorer", "loop.dpo", "checkpoint", "log_probs"
+)
 """Only these import torch when they are imported."""
 MAX_LINES = 400
 HEAVY = ("torch", "transformers", "faiss", "safetensors.torch")
@@ -108,6 +111,12 @@ def test_no_folder_imports_a_sibling(name):
     if folder in FOLDERS and name not in ABOVE:
         others = {target for target in targets(name) if target.partition(".")[0] in FOLDERS}
         assert all(target.startswith(f"{folder}.") for target in others), others
+
+
+def test_the_rounds_use_other_folders_by_their_runs_alone():
+    others = {target for target in targets(ROUNDS) if target.partition(".")[0] in FOLDERS}
+    foreign = {target for target in others if not target.startswith("loop.")}
+    assert foreign == {"sketch.run", "consensus.run", "filter.run"}
 
 
 def test_only_the_command_line_uses_the_terminal():

@@ -8,9 +8,9 @@ import torch
 from huggingface_hub import errors as hub
 from synthetic import parse_line
 
+from congrad_cli import checkpoint
 from congrad_cli.errors import CongradError, InputError, ModelError, UsageError
-from congrad_cli.sketch import model as models
-from congrad_cli.sketch.source import ModelSource, find_model
+from congrad_cli.model_source import ModelSource, find_model
 from congrad_cli.sketch.tokens import Skip, tokenize
 
 
@@ -40,7 +40,7 @@ def test_hub_errors_name_the_cure(
 ) -> None:
     source = ModelSource("org/m", "org/m", None, None)
     cause = kind.__new__(kind)  # their constructors want a response of the hub's own client
-    with pytest.raises(ModelError) as error, models._explained(source):
+    with pytest.raises(ModelError) as error, checkpoint.explained(source):
         raise raised_by_transformers(cause)
     assert message in error.value.message and "\n" not in error.value.message
     assert error.value.exit_code == 8
@@ -66,7 +66,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, sample_data: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     source = find_model(str(tmp_path))
     with pytest.raises(ModelError) as error:
-        models.load_model(source, torch.device("cpu"), torch.float32)
+        checkpoint.load_model(source, torch.device("cpu"), torch.float32)
     assert any("safetensors" in hint for hint in error.value.hints)
 
 
@@ -80,13 +80,13 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, sample_data: 
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     source = find_model(str(tmp_path))
     with pytest.raises(ModelError):
-        models.load_model(source, torch.device("cpu"), torch.float32)
+        checkpoint.load_model(source, torch.device("cpu"), torch.float32)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) -> None:
     source = find_model(str(sample_data / "tiny-model"))
-    tokenizer = models.load_tokenizer(source, None)
+    tokenizer = checkpoint.load_tokenizer(source, None)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     turn = [{"role": "user", "content": "a"}]
     answers = [[{"role": "assistant", "content": text}] for text in "bc"]
@@ -103,13 +103,13 @@ def test_a_conversation_that_the_template_refuses_is_named(sample_data: Path) ->
 def test_unreadable_template_file_and_impossible_device(tmp_path: Path, sample_data: Path) -> None:
     source = find_model(str(sample_data / "tiny-model"))
     with pytest.raises(UsageError, match="cannot be read"):
-        models.load_tokenizer(source, str(tmp_path / "missing.jinja"))
+        checkpoint.load_tokenizer(source, str(tmp_path / "missing.jinja"))
     with pytest.raises(CongradError, match="--device warp"):
-        models.choose_device("warp")
+        checkpoint.choose_device("warp")
 
 
 def test_dtype_auto_is_float32_on_the_cpu(sample_data: Path) -> None:
     source = find_model(str(sample_data / "tiny-model"))
-    assert models.choose_dtype(source, "auto", torch.device("cpu")) == torch.float32
-    assert models.choose_dtype(source, "auto", torch.device("cuda")) == torch.bfloat16
-    assert models.choose_dtype(source, "bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert checkpoint.choose_dtype(source, "auto", torch.device("cpu")) == torch.float32
+    assert checkpoint.choose_dtype(source, "auto", torch.device("cuda")) == torch.bfloat16
+    assert checkpoint.choose_dtype(source, "bfloat16", torch.device("cpu")) == torch.bfloat16

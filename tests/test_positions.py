@@ -14,8 +14,9 @@ from transformers import (
 )
 from zoo import ARCHITECTURES, build, zoo
 
+from congrad_cli.checkpoint import position_limit
 from congrad_cli.errors import UsageError
-from congrad_cli.sketch.model import check_positions, position_limit
+from congrad_cli.sketch.model import check_positions
 
 POSITIONS, VOCABULARY = 23, 30
 TOKENS: dict[str, Any] = {

@@ -13,11 +13,12 @@ import pytest
 import torch
 from synthetic import read_all
 
+from congrad_cli.checkpoint import load_tokenizer
+from congrad_cli.model_source import find_model
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.model import load_model, load_tokenizer
-from congrad_cli.sketch.source import find_model
+from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.tokens import tokenize
 from congrad_cli.store import GradientStore
 

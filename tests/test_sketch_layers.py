@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo import build, zoo
 
 from congrad_cli.errors import ModelError, UsageError
+from congrad_cli.model_source import find_model
 from congrad_cli.sketch import long_rows
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
@@ -21,7 +22,6 @@ from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
 from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.uses import MixedRowsError
 
 NOT_ALL = {

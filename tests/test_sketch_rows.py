@@ -12,6 +12,9 @@ from synthetic import read_all
 from transformers import OPTConfig
 from zoo import ARCHITECTURES, build, zoo
 
+from congrad_cli import log_probs
+from congrad_cli.checkpoint import load_tokenizer
+from congrad_cli.model_source import find_model
 from congrad_cli.records.record import Record
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import forward
@@ -21,10 +24,9 @@ from congrad_cli.sketch.check import compare_layouts
 from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
-from congrad_cli.sketch.model import load_model, load_tokenizer
+from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.pairs import batch_pairs, cut_batches
 from congrad_cli.sketch.projection import Projection
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.tokens import TokenizedPair, tokenize
 
 VOCABULARY = 101
@@ -110,7 +112,7 @@ def test_chunks_of_the_head_do_not_change_the_result(monkeypatch: pytest.MonkeyP
     batch = batch_pairs(random_pairs(4), 0, shared=True)
     with sketcher_of(model) as sketcher:
         whole = sketcher.sketch(batch)
-        monkeypatch.setattr(forward, "HEAD_ELEMENTS", 3 * VOCABULARY)
+        monkeypatch.setattr(log_probs, "HEAD_ELEMENTS", 3 * VOCABULARY)
         chunked = sketcher.sketch(batch)
     torch.testing.assert_close(chunked.sketch, whole.sketch)
     torch.testing.assert_close(chunked.logp, whole.logp)

@@ -62,9 +62,27 @@ OPTIONS = {
         "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
+    "loop": set(),
+    "loop run": {
+        "CONFIG", "--set", "--until", "--restart-from", "--dry-run", "--quiet", "-q",
+    },
+    "loop generate": {
+        "PROMPTS", "--output", "-o", "--model", "-m", "--config", "--set", "--quiet", "-q",
+    },
+    "loop judge": {
+        "CANDIDATES", "--output", "-o", "--model", "-m", "--config", "--set", "--quiet", "-q",
+    },
+    "loop pairs": {
+        "CANDIDATES", "JUDGEMENTS", "--output", "-o", "--config", "--set", "--quiet", "-q",
+    },
+    "loop train": {
+        "PAIRS", "--output", "-o", "--model", "-m", "--reference", "--config", "--set", "--quiet",
+        "-q",
+    },
 }
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = dict(typer.main.get_command(app).commands)
+COMMANDS |= {f"loop {name}": command for name, command in COMMANDS["loop"].commands.items()}
 
 
 def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
@@ -78,7 +96,7 @@ def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
 
 @pytest.mark.parametrize("command", [
     (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",),
-    ("report",)])
+    ("report",), ("loop",), ("loop", "run"), ("loop", "train")])
 def test_help_imports_nothing_heavy(command):
     """Numbers and models take seconds to import; help must not wait for them."""
     done, imported = modules_after(*command, "--help")
@@ -103,6 +121,36 @@ def test_show_and_verify_run_without_torch(make_store):
         done, imported = modules_after(command[0], store, *command[1:])
         assert done.stdout
         assert imported.isdisjoint({"torch", "transformers", "faiss"})
+
+
+def test_the_loops_help_shows_both_ways():
+    done, _ = modules_after("loop", "--help")
+    assert "congrad loop CONFIG.toml" in " ".join(done.stdout.split())
+    for name in ("run", "generate", "judge", "pairs", "train"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_a_wrong_configuration_is_reported_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "loop.toml").write_text("[generate]\ncandidate = 3\n")
+    command = [sys.executable, "-c", RUN_AND_LIST, "loop", "loop.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    names = {name.partition(".")[0] for name in json.loads(done.stderr.rpartition("\n")[2])}
+    assert names.isdisjoint(HEAVY)
+
+
+def test_a_run_that_is_done_is_seen_without_torch(tmp_path):
+    """Reading what is there takes no seconds; nor does a dry run."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "language": "en"}\n')
+    (tmp_path / "loop.toml").write_text(
+        '[run]\nfolder = "run"\nrounds = 1\n[model]\npath = "model"\n'
+        '[prompts]\nfiles = ["p.jsonl"]\nper_language = 1\n')
+    _, imported = modules_after("loop", tmp_path / "loop.toml", "--dry-run")
+    assert imported.isdisjoint({"torch", "transformers", "faiss"})
+    _, imported = modules_after("loop", tmp_path / "loop.toml", "--until", "1/prompts")
+    assert imported.isdisjoint({"torch", "transformers", "faiss"})
 
 
 def test_help_lists_every_command_with_one_line():

@@ -12,20 +12,20 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers import trainers as training
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from congrad_cli.checkpoint import PLAIN_TEMPLATE
 from congrad_cli.errors import InputError
+from congrad_cli.model_source import find_model
 from congrad_cli.records.record import Record
 from congrad_cli.settings import WINDOW
 from congrad_cli.sketch import tokens
-from congrad_cli.sketch.model import PLAIN_TEMPLATE
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.tokens import (
     Skip,
-    common_prefix,
     takes_many,
     tokenize,
     tokenize_all,
     windows,
 )
+from congrad_cli.tokenization import common_prefix
 
 CORPUS = ["the cat sat on the mat", "der Hund bellt", "猫は窓のそばで寝ています。", "a  b\n\nc 123"]
 STRICT_TEMPLATE = (

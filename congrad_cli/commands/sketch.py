@@ -129,11 +129,11 @@ def _read(
     progress: console.TerminalProgress,
 ) -> "DataIndex":
     """The data's index. What needs no torch comes first: a typo should not cost its import."""
+    from congrad_cli.model_source import find_model
     from congrad_cli.records.damage import DamageLimit
     from congrad_cli.records.files import find_files
     from congrad_cli.records.record import DataFile
     from congrad_cli.sketch.index import check_settings, index_data
-    from congrad_cli.sketch.source import find_model
 
     check_settings(settings)
     find_model(settings.model, settings.revision, settings.adapter)

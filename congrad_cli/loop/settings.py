@@ -78,6 +78,7 @@ class JudgeSection:
     """``[judge]``"""
 
     kind: str = "self"  # one of JUDGES
+    reference: str | None = None  # implicit-reward: the model that rewards are measured from
     template: str | None = None  # a Jinja file in place of the built-in rubric
     samples: int = 3  # judgements of a candidate, averaged
     min_valid: int = 1  # of them that must hold a score
@@ -166,6 +167,7 @@ class TrainSection:
     gradient_checkpointing: bool = False
     precompute_reference: bool = True
     save_steps: int = 100
+    save_dtype: str = "auto"  # of the trained model's folder; auto: that of the model before
     launcher: str = "none"  # one of LAUNCHERS
     processes: int = 1
     accelerate_config: str | None = None

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from congrad_cli import checkpoint
 from congrad_cli.errors import InputError
+from congrad_cli.model_source import find_model
 from congrad_cli.progress import Progress
 from congrad_cli.records.damage import BROKEN, NO_PAIRS, DamageLimit
 from congrad_cli.settings import SketchSettings
-from congrad_cli.sketch import model as models
 from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.token_report import TokenReport, measure, store_bytes
 
 SCHEMA = "congrad.dry-run/1"
@@ -53,9 +53,9 @@ def dry_run(index: DataIndex, settings: SketchSettings, progress: Progress) -> D
     """
     check_settings(settings)
     source = find_model(settings.model, settings.revision, settings.adapter)
-    tokenizer = models.load_tokenizer(source, settings.chat_template)
+    tokenizer = checkpoint.load_tokenizer(source, settings.chat_template)
     if index.conversation:
-        models.require_template(tokenizer, source, index.conversation)
+        checkpoint.require_template(tokenizer, source, index.conversation)
     tokens = measure(
         index.records(), index.groups, index.group, tokenizer, settings, progress
     )

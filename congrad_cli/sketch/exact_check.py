@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from congrad_cli import checkpoint
 from congrad_cli.errors import ModelError, StoreError
 from congrad_cli.exactness import Agreement, Measured, compare_measured, stored_pairs
 from congrad_cli.header import StoreHeader, check_same
+from congrad_cli.model_source import ModelSource, find_model
 from congrad_cli.progress import Progress
 from congrad_cli.records.files import find_files
 from congrad_cli.records.reader import read_records
@@ -24,7 +26,6 @@ from congrad_cli.records.record import DataFile, Record
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.layers import Layer, all_layers, choose_layers
-from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.tokens import Skip, TokenizedPair, tokenize_all
 from congrad_cli.store import GradientStore
 from congrad_cli.store_index import first_of_each
@@ -61,14 +62,14 @@ def compare(path: Path, settings: ExactSettings, progress: Progress) -> Agreemen
         torch.set_num_threads(settings.threads)
     store = GradientStore.open(path)
     source = find_model(settings.model, settings.revision, settings.adapter)
-    tokenizer = models.load_tokenizer(source, settings.chat_template)
+    tokenizer = checkpoint.load_tokenizer(source, settings.chat_template)
     _check_model(store, source, tokenizer)
     places = choose_places(store, settings.pairs, settings.seed)
     pairs = _read_pairs(store, places, settings, tokenizer)
     how = _how(store.header)
-    device = models.choose_device(settings.device)
+    device = checkpoint.choose_device(settings.device)
     progress.step(f"loading {source.name} ({how.dtype}, {device})")
-    model = models.load_model(source, device, models.DTYPES[how.dtype])
+    model = models.load_model(source, device, checkpoint.DTYPES[how.dtype])
     layers = choose_layers(all_layers(model, settings.adapter is not None), how.layers)
     exact = materialise(model, layers, pairs, how.token_weighting, progress)
     stored = stored_pairs(
@@ -96,7 +97,7 @@ def _how(header: StoreHeader) -> _How:
         given: dict[str, Any] = dict(settings)  # type: ignore[arg-type]
         how = _How(given["max_length"], given["layers"], given["token_weighting"], given["dtype"],
                    given.get("overlong", "truncate"))
-        if type(how.max_length) is not int or how.dtype not in models.DTYPES or not all(
+        if type(how.max_length) is not int or how.dtype not in checkpoint.DTYPES or not all(
                 isinstance(text, str) for text in (how.layers, how.token_weighting, how.overlong)):
             raise TypeError(f"{how}")
     except (KeyError, TypeError, ValueError) as error:

@@ -1,187 +1,27 @@
-"""Load a causal language model and its tokenizer."""
+"""The model that is sketched: its adapter, its fingerprint, and whether rows fit into it."""
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, PreTrainedModel
 
+from congrad_cli import checkpoint
+from congrad_cli.checkpoint import explained, position_limit
 from congrad_cli.errors import ModelError, UsageError
-from congrad_cli.sketch.source import ModelSource
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
-)
-"""``--chat-template plain``: "User: ...", a blank line, "Assistant: ..." and the end token."""
+from congrad_cli.model_source import ModelSource
 
 WHOLE_BYTES, SAMPLE_BYTES, SAMPLES = 1 << 30, 1 << 20, 512
 """Weight files are hashed whole up to the first, else in so many pieces of that size."""
-
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
-
-
-@contextmanager
-def _explained(source: ModelSource) -> Iterator[None]:
-    """Turn the many ways in which a model cannot be had into one error with the cure."""
-    try:
-        yield
-    except ImportError as error:
-        raise ModelError(
-            f"{source.name} needs a package that is not installed: {error}".splitlines()[0],
-            "for .gguf files: pip install gguf",
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _cause(source, error) from error
-
-
-def _cause(source: ModelSource, error: BaseException) -> ModelError:
-    from huggingface_hub import errors as hub
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    local = "or pass a local folder: --model /path/to/model"
-    page = f"https://huggingface.co/{source.name}"
-    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "gated repo" in str(error):
-        return ModelError(
-            f"{source.name} is gated: its licence must be accepted first.",
-            f"accept it at {page}, then set HF_TOKEN to a token of that account",
-            local,
-        )
-    if any(isinstance(link, hub.RepositoryNotFoundError) for link in chain):
-        return ModelError(
-            f"{source.name} is not on the hub, or is private.",
-            f"check the name at {page}; for a private one set HF_TOKEN",
-            local,
-        )
-    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
-    if any(isinstance(link, offline) for link in chain) and not Path(source.location).is_dir():
-        return ModelError(
-            f"{source.name} is not in the local cache and the hub cannot be reached.",
-            f"download it once where there is a network: hf download {source.name}",
-            f"unset HF_HUB_OFFLINE if it is set, {local}",
-        )
-    return ModelError(
-        f"{source.name} cannot be loaded: {str(error).strip().splitlines()[0][:200]}",
-        "it must be a causal language model with safetensors weights and no code of its own",
-        local,
-    )
-
-
-def load_tokenizer(source: ModelSource, chat_template: str | None) -> Any:
-    """The model's tokenizer, with ``chat_template`` (a file or "plain") in place of its own."""
-    with _explained(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
-    if chat_template == "plain":
-        tokenizer.chat_template = PLAIN_TEMPLATE
-    elif chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            message = f"--chat-template {chat_template}: cannot be read ({reason})."
-            raise UsageError(message) from error
-    return tokenizer
-
-
-def require_template(tokenizer: Any, source: ModelSource, place: str) -> None:
-    """Raise unless the tokenizer can render the conversation that stands at ``place``."""
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"{source.name} has no chat template, and {place} is conversational.",
-            "pass --chat-template FILE (Jinja, as the model was trained), or --chat-template plain",
-        )
-    try:
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program from elsewhere: anything may come
-        raise ModelError(f"the chat template cannot be rendered: {error}.") from error
-
-
-def choose_place(
-    source: ModelSource, device: str, dtype: str
-) -> tuple[torch.device, torch.dtype]:
-    """Where the model runs, and in what precision."""
-    place = choose_device(device)
-    return place, choose_dtype(source, dtype, place)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is some, else the CPU."""
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        local = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: one process for each GPU
-        return torch.device("cuda", local % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def choose_dtype(source: ModelSource, name: str, device: torch.device) -> torch.dtype:
-    """``auto``: the checkpoint's on CUDA, float32 on the CPU."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type != "cuda":
-        return torch.float32
-    with _explained(source):
-        config = AutoConfig.from_pretrained(source.location, **source.arguments())
-    dtype = config.get_text_config().dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def load_model(
     source: ModelSource, device: torch.device, dtype: torch.dtype, device_map: str | None = None
 ) -> Any:
-    """The model in evaluation mode. Only safetensors and GGUF are read.
-
-    Weights are frozen, but for those of an adapter. ``device_map`` spreads the model over all
-    GPUs instead of putting it on ``device``.
-    """
-    arguments = source.arguments()
-    if source.gguf_file:
-        from transformers import GgufConfig
-
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
-    else:
-        arguments["use_safetensors"] = True
-    if device_map is not None:
-        if find_spec("accelerate") is None:
-            raise ModelError(
-                "--device-map needs accelerate, which is not installed.", "pip install accelerate"
-            )
-        arguments["device_map"] = device_map
-    transformers_logging.disable_progress_bar()
-    with _explained(source):
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **arguments)
-    if device_map is None:
-        model = model.to(device)
-    elif torch.cuda.is_available() and {"cpu", "disk"} & set(
-        map(str, getattr(model, "hf_device_map", {}).values())
-    ):
-        raise ModelError(
-            f"{source.name} does not fit into the GPUs' memory.",
-            "take more or larger GPUs, or --dtype bfloat16",
-        )
-    model = model.eval().requires_grad_(False)
+    """As :func:`checkpoint.load_model`, with the source's adapter: its weights want a gradient."""
+    model = checkpoint.load_model(source, device, dtype, device_map)
     return model if source.adapter is None else _with_adapter(model, source)
 
 
@@ -221,7 +61,7 @@ def model_fingerprint(source: ModelSource, tokenizer: Any) -> dict[str, str]:
             digest.update(name.encode() if name != source.gguf_file else b"gguf")
             _digest_file(path / name, digest)
     else:
-        with _explained(source):
+        with explained(source):
             config = AutoConfig.from_pretrained(source.location, **source.arguments())
         commit = getattr(config, "_commit_hash", None)
         digest.update((commit or source.location + config.to_json_string()).encode())
@@ -253,7 +93,6 @@ def _digest_file(path: Path, digest: Any) -> None:
             digest.update(file.read(SAMPLE_BYTES))
 
 
-@torch.no_grad()
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """Raise :class:`UsageError` where sequences may be longer than the model has positions for."""
     limit = position_limit(model)
@@ -262,35 +101,3 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
             f"--max-length {max_length} is too long: the model has learned {limit:,} positions.",
             f"pass --max-length {limit}",
         )
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """How many positions the model has learned a vector for; None where none are learned.
-
-    One token, repeated, is shown to the model: a table of positions is the one whose consecutive
-    rows come out. Where they begin need not be its first row (OPT's is its third).
-    """
-    count = 4
-    limits: list[int] = []
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    tokens = torch.full((1, count), 1 if padding == 0 else 0)
-
-    def look(table: nn.Embedding, _: Any, output: torch.Tensor) -> None:
-        rows, weight = output.flatten(0, -2), table.weight  # [4, H], [N, H]
-        starts = (weight == rows[0]).all(1).nonzero().flatten().tolist()
-        limits.extend(
-            len(weight) - start
-            for start in starts if torch.equal(weight[start : start + count], rows)
-        )
-
-    hooks = [
-        table.register_forward_hook(look)
-        for table in model.modules()
-        if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings()
-    ]
-    try:
-        model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return min(limits, default=None)

@@ -1,7 +1,7 @@
 """The sketch command: read, tokenise, sketch, write. Running it again continues it."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,25 +12,32 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from congrad_cli import __version__
+from congrad_cli import __version__, checkpoint
 from congrad_cli.directory import remove_store
 from congrad_cli.errors import ModelError, ResourceError, StoreError, UsageError
 from congrad_cli.header import OTHER_STORE, StoreHeader, check_same, read_header
 from congrad_cli.locks import RankLock, live_ranks, remove_leftovers
+from congrad_cli.model_source import ModelSource, find_model
 from congrad_cli.progress import Progress
-from congrad_cli.records.damage import BROKEN
-from congrad_cli.settings import SketchSettings, fingerprint_fields
+from congrad_cli.records.damage import BROKEN, DamageLimit
+from congrad_cli.records.record import DataFile
+from congrad_cli.settings import RecordSettings, SketchSettings, fingerprint_fields
 from congrad_cli.sketch import model as models
 from congrad_cli.sketch import projection
 from congrad_cli.sketch.attention import use_shared_rows
 from congrad_cli.sketch.budget import batch_tokens
 from congrad_cli.sketch.coverage import measure_coverage
 from congrad_cli.sketch.gradients import PairSketcher
-from congrad_cli.sketch.index import DataIndex, check_settings, optional_columns, tell_rejects
+from congrad_cli.sketch.index import (
+    DataIndex,
+    check_settings,
+    index_data,
+    optional_columns,
+    tell_rejects,
+)
 from congrad_cli.sketch.job import Reference, SketchJob
 from congrad_cli.sketch.layers import all_layers, choose_layers
 from congrad_cli.sketch.ranks import Share, missing, wait_for_others
-from congrad_cli.sketch.source import ModelSource, find_model
 from congrad_cli.sketch.start import (
     find_start,
     forget_other_start,
@@ -101,6 +108,18 @@ def run(
         progress.note(f"{left:,} of {index.rows:,} pairs are still to come, from other ranks")
     tell_rejects(settings, index, GradientStore.open(store).skipped_entries().values())
     return not left
+
+
+def run_files(
+    files: Sequence[DataFile],
+    fields: RecordSettings,
+    store: Path,
+    settings: SketchSettings,
+    progress: Progress,
+) -> None:
+    """Read the files and sketch all their pairs into ``store``."""
+    damage = DamageLimit(settings.bad_records == "stop", settings.max_bad)
+    run(index_data(files, fields, damage, progress), store, settings, progress)
 
 
 @contextmanager
@@ -183,10 +202,10 @@ def _plan(
     index: DataIndex, settings: SketchSettings, progress: Progress, share: Share
 ) -> _Plan:
     source = find_model(settings.model, settings.revision, settings.adapter)
-    tokenizer = models.load_tokenizer(source, settings.chat_template)
+    tokenizer = checkpoint.load_tokenizer(source, settings.chat_template)
     if index.conversation:
-        models.require_template(tokenizer, source, index.conversation)
-    device, dtype = models.choose_place(source, settings.device, settings.dtype)
+        checkpoint.require_template(tokenizer, source, index.conversation)
+    device, dtype = checkpoint.choose_place(source, settings.device, settings.dtype)
     judge = _reference(settings, index, tokenizer, progress)
     header = _header(index, settings, source.name, {
         "model": models.model_fingerprint(source, tokenizer),
@@ -306,7 +325,7 @@ def _reference(
     if index.ref_logp is not None:
         progress.warn("--reference is used; the data's own reference log-probabilities are not")
     judge = find_model(settings.reference)
-    theirs = models.load_tokenizer(judge, None)
+    theirs = checkpoint.load_tokenizer(judge, None)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--reference {judge.name} has another vocabulary than {settings.model}.",

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from congrad_cli.records.record import BadRecord, Messages, Record
 from congrad_cli.settings import WINDOW
+from congrad_cli.tokenization import common_prefix, with_end
 
 CALL_CHARACTERS = 1 << 18
 """Of one tokenizer call, unless a single text is longer: what it returns is dozens of times larger
@@ -114,20 +115,6 @@ def windows(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield list(window)
 
 
-def common_prefix(left: list[int], right: list[int]) -> int:
-    """How many leading tokens two sequences share."""
-    same, differ = 0, min(len(left), len(right))
-    if left[:differ] == right[:differ]:
-        return differ
-    while differ - same > 1:  # left[:same] is right's, left[:differ] is not
-        middle = (same + differ) // 2
-        if left[same:middle] == right[same:middle]:
-            same = middle
-        else:
-            differ = middle
-    return same
-
-
 def takes_many(tokenizer: Any) -> bool:
     """Whether one call with many texts gives the ids that a call for each would give.
 
@@ -210,11 +197,7 @@ def _plain_texts(record: Record, tokenizer: Any) -> Three[str]:
     prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
     assert isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)
     end: str = tokenizer.eos_token or ""
-
-    def closed(answer: str) -> str:
-        return prompt + (answer if answer.endswith(end) else answer + end)
-
-    return prompt, closed(chosen), closed(rejected)
+    return prompt, prompt + with_end(chosen, end), prompt + with_end(rejected, end)
 
 
 def _apply_template(

@@ -29,7 +29,9 @@ from agreement import METHODS, Agreement, View, agreement, view
 from layouts import CountSketch, TwoSided
 from torch import Tensor
 
+from congrad_cli.checkpoint import load_tokenizer
 from congrad_cli.codec import Codec
+from congrad_cli.model_source import find_model
 from congrad_cli.records.reader import read_records
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import STORE_DTYPES, RecordSettings
@@ -38,10 +40,9 @@ from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.exact import exact_gradient
 from congrad_cli.sketch.gradients import PairSketcher
 from congrad_cli.sketch.layers import all_layers, choose_layers
-from congrad_cli.sketch.model import load_model, load_tokenizer
+from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.pairs import batch_pairs
 from congrad_cli.sketch.projection import Projection
-from congrad_cli.sketch.source import find_model
 from congrad_cli.sketch.tokens import TokenizedPair, tokenize
 from congrad_cli.sketch.width import choose_width
 
