@@ -245,6 +245,13 @@ def test_json_is_one_object_that_says_what_the_file_says(small, congrad):
     assert arrays["conflict_range"].shape == (3, 3, 2)
 
 
+def test_json_is_there_where_the_certificate_is_not_met(make_store, congrad):
+    path = make_store([[1.0, 0.0], [-0.8, 0.6]], [10.0, 1.0], ["en", "sw"])
+    done = congrad("consensus", path, "--method", "mean", "--require-descent", "--json")
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["certificate"]["worse"] == ["sw"]
+
+
 def test_people_see_intervals_and_outliers(small, congrad):
     done = congrad("consensus", small)
     said = done.stderr.decode()
