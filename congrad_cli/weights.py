@@ -139,7 +139,9 @@ def average_coefficients(
     result = np.zeros(len(group))
     for label in range(count):
         rows = np.flatnonzero(group == label)
-        if settings.average == "trimmed" and length is not None:
+        if settings.average == "trimmed":
+            if length is None:
+                raise ValueError("a trimmed mean needs lengths")
             left = len(rows) - math.floor(settings.trim * len(rows) + 0.5)
             rows = rows[np.argsort(length[rows], kind="stable")[:left]]
         if len(rows):

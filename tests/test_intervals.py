@@ -78,8 +78,7 @@ def test_intervals_know_neither_scale_nor_the_length_of_d(seed, power):
 
 
 @given(seed=seeds)
-def test_of_draws_as_many_as_blocks_follow_the_cosines_of_the_sums(seed):
-    """Nothing is drawn in or widened in between: a gradient drawn again is a sum of blocks."""
+def test_where_there_is_hardly_noise_the_cosines_are_the_true_ones(seed):
     rng = np.random.default_rng(seed)
     world = World(groups=3, blocks=32, signal=1e4, dim=30)
     truth, sums = world.draw(rng)
@@ -243,6 +242,13 @@ def test_json_is_one_object_that_says_what_the_file_says(small, congrad):
     arrays, _ = map_arrays(small / "consensus" / "default.safetensors")
     np.testing.assert_allclose(arrays["conflict"], found["conflicts"]["cosine"], atol=1e-6)
     assert arrays["conflict_range"].shape == (3, 3, 2)
+
+
+def test_json_is_there_where_the_certificate_is_not_met(make_store, congrad):
+    path = make_store([[1.0, 0.0], [-0.8, 0.6]], [10.0, 1.0], ["en", "sw"])
+    done = congrad("consensus", path, "--method", "mean", "--require-descent", "--json")
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["certificate"]["worse"] == ["sw"]
 
 
 def test_people_see_intervals_and_outliers(small, congrad):

@@ -56,9 +56,9 @@ def consensus(
     summary = run(path, settings, console.TerminalProgress(quiet))
     if not quiet:
         show_consensus(summary, method)
-    if require_descent:
-        summary.certificate.require_descent(f"{path}, as '{name}'")
     if as_json:
         console.print_json(summary.to_json(), out)
-    else:
+    if require_descent:
+        summary.certificate.require_descent(f"{path}, as '{name}'")
+    if not as_json:
         console.print_path(path, out)

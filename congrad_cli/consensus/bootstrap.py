@@ -65,55 +65,38 @@ def intervals(
 
     p_b sums to 1 in each group. Groups of fewer than two blocks have no intervals.
     """
-    size = np.diff(first)
-    groups = np.repeat(np.arange(len(size)), size)
-    told = size > 1
+    count, told = len(first) - 1, np.diff(first) > 1
     if not told.any():
-        return _unknown(len(size))
-    square = _sums(_sums(products, first).T, first)  # the Gramian, with noise
-    length = np.sqrt(np.maximum(np.diagonal(square), 0))
-    inverse = np.divide(1.0, length, out=np.zeros(len(length)), where=length > 0)
-    unit = (products * inverse[groups, None] * inverse[groups]).astype(np.float32)
-    np.fill_diagonal(unit, 0)  # products of different blocks only
-    weight = draw_weights(first, DRAWS, seed).astype(np.float32)
-    spare = 1 - _sums(share**2, first)
-    norm = np.divide(1.0, spare, out=np.ones(len(size)), where=told & (spare > 0))
-    drawn = _Draws(unit, share, first, weight, norm)
-
-    count, pull = len(size), coefficients * length
-    conflict, conflict_range = np.full((count, count), np.nan), np.full((count, count, 2), np.nan)
-    own, own_drawn = np.zeros(count), np.zeros((count, DRAWS))
-    along, along_drawn = np.zeros(count), np.zeros((count, DRAWS))
+        return _unknown(count)
+    drawn = _Draws(products, share, first, seed)
+    own, pull = drawn.own(), coefficients * drawn.length
+    found = _unknown(count)
+    along = _Drawn(np.zeros(count), np.zeros((count, DRAWS)))
     for group in range(count):
-        value, draws = drawn.with_others(group)  # [l + 1], [l + 1, R]
-        own[group], own_drawn[group] = value[-1], draws[-1]
-        others = slice(group)
-        along[group] += pull[: group + 1] @ value
-        along_drawn[group] += pull[: group + 1] @ draws
-        along[others] += pull[group] * value[:-1]
-        along_drawn[others] += pull[group] * draws[:-1]
-        cosine = _cosine(value[:-1], own[others] * own[group])
-        ends = _range(_cosine(draws[:-1], own_drawn[others] * own_drawn[group],
-                              (own_drawn[others] > 0) & (own_drawn[group] > 0)))
-        conflict[group, others] = conflict[others, group] = np.where(
-            (own[others] > 0) & (own[group] > 0), cosine, np.nan)
-        conflict_range[group, others] = conflict_range[others, group] = ends
-    unclear = ~told | (length == 0)
-    conflict[unclear] = conflict[:, unclear] = np.nan
-    conflict_range[unclear] = conflict_range[:, unclear] = np.nan
-    d, d_drawn = pull @ along, pull @ along_drawn
-    whole = _cosine(along, own * d)
-    ends = _range(_cosine(along_drawn, own_drawn * d_drawn, (own_drawn > 0) & (d_drawn > 0)))
-    whole[unclear | (own <= 0) | (d <= 0)] = np.nan
-    ends[unclear] = np.nan
-    signal = np.where(unclear, np.nan, own)
-    return Intervals(conflict, conflict_range, whole, ends, signal)
+        each = drawn.with_others(group)  # and with itself, last
+        along.value[group] += pull[: group + 1] @ each.value
+        along.draws[group] += pull[: group + 1] @ each.draws
+        along.value[:group] += pull[group] * each.value[:-1]
+        along.draws[:group] += pull[group] * each.draws[:-1]
+        if group:
+            cosine, ends = _cosines(each.part(slice(-1)), own.part(slice(group)),
+                                    own.part(slice(group, group + 1)))
+            found.conflict[group, :group] = found.conflict[:group, group] = cosine
+            found.conflict_range[group, :group] = found.conflict_range[:group, group] = ends
+    d = _Drawn(np.atleast_1d(pull @ along.value), (pull @ along.draws)[None])
+    found.along[:], found.along_range[:] = _cosines(along, own, d)
+    found.signal[:] = own.value
+    unclear = ~told | (drawn.length == 0)
+    for values in vars(found).values():
+        values[unclear] = np.nan
+    found.conflict[:, unclear] = found.conflict_range[:, unclear] = np.nan
+    return found
 
 
 def _unknown(groups: int) -> Intervals:
-    """What one block a group tells."""
-    nothing = np.full((groups, groups, 2), np.nan)
-    return Intervals(nothing[..., 0], nothing, nothing[0, :, 0], nothing[0], nothing[0, :, 0])
+    """What one block a group tells: nothing."""
+    shapes = (groups, groups), (groups, groups, 2), (groups,), (groups, 2), (groups,)
+    return Intervals(*(np.full(shape, np.nan) for shape in shapes))
 
 
 def draw_weights(first: NDArray[np.int64], draws: int, seed: int) -> Floats:
@@ -141,55 +124,83 @@ def widening(blocks: int) -> float:
     return float(student / z * np.sqrt(blocks / degrees))
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """n numbers as they are, [n], and drawn again, [n, R]."""
+
+    value: Floats
+    draws: Floats
+
+    def part(self, rows: slice) -> "_Drawn":
+        """Some of them."""
+        return _Drawn(self.value[rows], self.draws[rows])
+
+
 class _Draws:
-    """Products of groups, as they are and drawn again; all lengths are about 1."""
+    """Products of groups, as they are and drawn again; ``length`` [L] is taken out of them."""
 
     def __init__(
-        self, products: NDArray[np.float32], share: Floats, first: NDArray[np.int64],
-        weight: NDArray[np.float32], norm: Floats,
+        self, products: Floats, share: Floats, first: NDArray[np.int64], seed: int
     ) -> None:
-        self._products, self._share, self._first = products, share, first
-        self._weight, self._norm = weight, norm
-        self._wide = np.array([widening(size) ** 2 if size > 1 else 0.0
-                               for size in np.diff(first).tolist()])
+        size = np.diff(first)
+        groups = np.repeat(np.arange(len(size)), size)
+        square = np.diagonal(_sums(_sums(products, first).T, first))  # |G_l|^2, with its noise
+        self.length = np.sqrt(np.maximum(square, 0))
+        inverse = np.divide(
+            1.0, self.length, out=np.zeros(len(size)), where=self.length > 0)[groups]
+        self._products = (products * inverse[:, None] * inverse).astype(np.float32)
+        np.fill_diagonal(self._products, 0)  # products of different blocks only
+        self._share, self._first = share, first
+        self._weight = draw_weights(first, DRAWS, seed).astype(np.float32)
+        spare = 1 - _sums(share**2, first)
+        self._norm = np.divide(1.0, spare, out=np.ones(len(size)), where=(size > 1) & (spare > 0))
+        self._wide = np.array([widening(n) ** 2 if n > 1 else 0.0 for n in size.tolist()])
 
-    def with_others(self, group: int) -> tuple[Floats, Floats]:
-        """Of this group and every one up to itself: the products [l + 1], and draws of them."""
-        first = self._first[: group + 2]
+    def own(self) -> _Drawn:
+        """The squares of all groups, free of noise."""
+        each = [self.with_others(group, group) for group in range(len(self.length))]
+        return _Drawn(np.concatenate([one.value for one in each]),
+                      np.concatenate([one.draws for one in each]))
+
+    def with_others(self, group: int, start: int = 0) -> _Drawn:
+        """The products of this group and every one from ``start`` up to itself."""
+        first = self._first[start : group + 2]
         begin, end = first[-2:].tolist()
-        part = self._products[begin:end, :end]  # [B_l, blocks up to here]
-        value = _sums(part.sum(0, dtype=np.float64), first)
+        offset = int(first[0])
+        part = self._products[begin:end, offset:end]  # [B_l, blocks up to here]
+        value = _sums(part.sum(0, dtype=np.float64), first - offset)
         products = part.T @ self._weight[begin:end]
-        products *= self._weight[:end]
-        draws = _sums(products, first).astype(np.float64)
+        products *= self._weight[offset:end]
+        draws = _sums(products, first - offset).astype(np.float64)
         draws -= draws.mean(1, keepdims=True)
-        draws *= np.sqrt(self._drawn_in(group, part.astype(np.float64), value))[:, None]
+        ratio = self._drawn_in(part.astype(np.float64), value, group, start)
+        draws *= np.sqrt(ratio)[:, None]
         draws += value[:, None]
         value[-1] *= self._norm[group]
         draws[-1] *= self._norm[group]
-        return value, draws
+        return _Drawn(value, draws)
 
-    def _drawn_in(self, group: int, part: Floats, value: Floats) -> Floats:
-        """The variance that products with each group have over that of their draws, [l + 1].
+    def _drawn_in(self, part: Floats, value: Floats, group: int, start: int) -> Floats:
+        """The variance that products with each group have over that of their draws, [n].
 
         The variance of a product is V_l + V_k - V_lk: of this group's blocks against the other's
         whole gradient, the other way round, and of blocks against blocks.
         """
-        first = self._first[: group + 2]
-        begin, end = first[-2:].tolist()
-        label = np.repeat(np.arange(group + 1), np.diff(first))
-        own, other = self._share[begin:end], self._share[:end]
-        by_own = _sums(part.T, first).T  # [B_l, l + 1]
+        first = self._first[start : group + 2]
+        offset, (begin, end) = int(first[0]), first[-2:].tolist()
+        label = np.repeat(np.arange(len(value)), np.diff(first))
+        own, other, first = self._share[begin:end], self._share[offset:end], first - offset
+        by_own = _sums(part.T, first).T  # [B_l, n]
         by_other = part.sum(0)  # [blocks]
         mine = by_own - own[:, None] * value
         theirs = by_other - other * value[label]
         both = part - np.outer(own, by_other) - by_own[:, label] * other
         both += np.outer(own, other * value[label])
-        v_own = self._wide[group] * (mine**2).sum(0)
-        v_other = self._wide[: group + 1] * _sums(theirs**2, first)
+        wide, wides = self._wide[group], self._wide[start : group + 1]
+        v_own, v_other = wide * (mine**2).sum(0), wides * _sums(theirs**2, first)
         v_both = _sums((both**2).sum(0), first)
-        drawn = v_own + v_other + self._wide[group] * self._wide[: group + 1] * v_both
-        ratio = np.divide(v_own + v_other - v_both, drawn, out=np.ones(group + 1), where=drawn > 0)
+        drawn = v_own + v_other + wide * wides * v_both
+        ratio = np.divide(v_own + v_other - v_both, drawn, out=np.ones(len(value)), where=drawn > 0)
         return np.asarray(np.clip(ratio, LEAST, 1), np.float64)
 
 
@@ -205,9 +216,17 @@ def _sums(values: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
     return result
 
 
-def _cosine(product: Floats, square: Floats, valid: NDArray[np.bool_] | None = None) -> Floats:
+def _cosines(product: _Drawn, square: _Drawn, other: _Drawn) -> tuple[Floats, Floats]:
+    """The cosines [n], nan where there is no square, and their intervals [n, 2]."""
+    valid = (square.value > 0) & (other.value > 0)
+    cosine = _cosine(product.value, square.value * other.value, valid)
+    drawn = _cosine(product.draws, square.draws * other.draws,
+                    (square.draws > 0) & (other.draws > 0))
+    return np.where(valid, cosine, np.nan), _range(drawn)
+
+
+def _cosine(product: Floats, square: Floats, valid: NDArray[np.bool_]) -> Floats:
     """product / sqrt(square) within -1 and 1; the product's sign where there is no square."""
-    valid = square > 0 if valid is None else valid
     root = np.sqrt(np.where(valid, square, 1))
     return np.asarray(np.where(valid, np.clip(product / root, -1, 1), np.sign(product)), np.float64)
 
