@@ -9,7 +9,14 @@ from pathlib import Path
 
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.records.files import find_files, store_name
-from congrad_cli.settings import LENGTHLESS, LOSSES, ROW_SIZES, STORE_DTYPES, RecordSettings
+from congrad_cli.settings import (
+    LENGTHLESS,
+    LOSSES,
+    MOST_CLUSTERS,
+    ROW_SIZES,
+    STORE_DTYPES,
+    RecordSettings,
+)
 
 
 def check_loss(loss: str | None, length_penalty: float | None) -> None:
@@ -40,6 +47,16 @@ def group_weights(value: str, method: str) -> str:
         raise UsageError(f"--weights {value}: an object of numbers is needed, none negative.",
                          'such as {"de": 2, "sw": 0.5}')
     return json.dumps(weights, sort_keys=True)
+
+
+def groups(value: str) -> str:
+    """``--groups``: data, or cluster:K."""
+    kind, _, count = value.partition(":")
+    if value != "data" and not (kind == "cluster" and count.isascii() and count.isdecimal()):
+        raise UsageError(f"--groups {value}: pass data or cluster:K.", "such as cluster:20")
+    if count and not 2 <= int(count) <= MOST_CLUSTERS:
+        raise UsageError(f"--groups {value}: K is a number from 2 to {MOST_CLUSTERS}.")
+    return value
 
 
 def _is_weight(value: object) -> bool:
@@ -132,7 +149,7 @@ def data_names(data: Sequence[str] | None) -> list[str]:
         raise UsageError("'' is no file of pairs.", "name a file, or - for stdin")
     if "-" in names and len(names) > 1:
         raise UsageError("- (stdin) and files together.", "pass one or the other")
-    if names == ["-"] and sys.stdin.isatty():
+    if names == ["-"] and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no data: name a file, or pipe pairs in.",
                          "congrad sketch data.jsonl --model MODEL")
     return names
@@ -183,7 +200,7 @@ def store_from(store: Path | None) -> Path:
     """The store a command works on: named, or printed by the command before it in the pipe."""
     if store is not None:
         return store
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no store: name it, or pipe its path in.",
                          "congrad sketch data.jsonl --model MODEL | congrad consensus")
     line = sys.stdin.buffer.readline().rstrip(b"\r\n")

@@ -13,6 +13,7 @@ from congrad_cli.commands.consensus import consensus
 from congrad_cli.commands.demo import demo
 from congrad_cli.commands.filter import filter_pairs
 from congrad_cli.commands.loop import loop
+from congrad_cli.commands.report import report
 from congrad_cli.commands.show import show
 from congrad_cli.commands.sketch import sketch
 from congrad_cli.commands.verify import verify
@@ -97,8 +98,8 @@ def root(
 
 
 for name, command in (
-    ("sketch", sketch), ("consensus", consensus), ("filter", filter_pairs), ("show", show),
-    ("verify", verify), ("demo", demo),
+    ("sketch", sketch), ("consensus", consensus), ("filter", filter_pairs), ("report", report),
+    ("show", show), ("verify", verify), ("demo", demo),
 ):  # fmt: skip
     app.command(name)(command)
 app.add_typer(loop, name="loop")

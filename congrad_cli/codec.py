@@ -62,6 +62,12 @@ LEVELS = {
 }
 """Q's values by code; a number belongs to the nearest one."""
 
+CACHED = 1 << 17
+"""So many numbers are decoded at a time: all steps on them happen inside the processor's cache."""
+
+INFINITE_HALF = 0x7C00
+"""The bits of an infinite float16; those of nan are larger."""
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -103,15 +109,22 @@ class Codec:
     def decode(self, arrays: Arrays) -> Rows:
         """The rows [n, D] that :meth:`encode`'s arrays stand for, rotated for int4 and 1bit."""
         coded = arrays["direction"]
-        if self.name == "float16":
-            return coded.astype(np.float32)
-        scale = arrays["scale"].astype(np.float32)
-        if self.name == "int8":
-            return np.asarray(coded * scale[:, None], np.float32)
-        count, size = coded.shape
-        numbers = self._table()[coded].reshape(count, size * self._per_byte)[:, : self.dim]
-        blocks = numbers.reshape(count, self.width, self.dim // self.width)
-        return np.asarray(blocks * scale[:, :, None], np.float32).reshape(count, self.dim)
+        rows = np.empty((len(coded), self.dim), np.float32)
+        step = max(CACHED // self.dim, 1)
+        for begin in range(0, len(coded), step):
+            part = slice(begin, begin + step)
+            if self.name == "float16":
+                _widen(coded[part], rows[part])
+                continue
+            scale = arrays["scale"][part].astype(np.float32)
+            if self.name == "int8":
+                rows[part] = coded[part]
+                rows[part] *= scale[:, None]
+                continue
+            self._look_up(coded[part], rows[part])
+            blocks = rows[part].reshape(-1, self.width, self.dim // self.width)
+            blocks *= scale[:, :, None]
+        return rows
 
     def squares(self, arrays: Arrays) -> NDArray[np.float64]:
         """|x^|^2 of every decoded row, [n], mostly without decoding it."""
@@ -156,12 +169,39 @@ class Codec:
         codes = np.pad(codes, ((0, 0), (0, self.dim % 2)))
         return np.asarray(codes[:, 0::2] | codes[:, 1::2] << 4, np.uint8)
 
+    def _look_up(self, coded: NDArray[np.uint8], rows: Rows) -> None:
+        """Write the levels [n, D] of packed codes to ``rows``."""
+        table = self._table()
+        if self.dim % self._per_byte:
+            rows[:] = table[coded].reshape(len(coded), -1)[:, : self.dim]
+            return
+        # a byte's numbers are moved as one; "clip" looks up straight into ``rows``
+        whole = np.dtype((np.void, table[0].nbytes))
+        np.take(table.view(whole)[:, 0], coded, out=rows.view(whole), mode="clip")
+
     def _table(self) -> Rows:
         """The numbers that each of the 256 bytes holds, [256, per byte]."""
         bits = 8 // self._per_byte
         shifts = np.arange(self._per_byte) * bits
         codes = np.arange(256)[:, None] >> shifts & (1 << bits) - 1
         return np.asarray(LEVELS[self.name][codes], np.float32)
+
+
+def _widen(coded: NDArray[np.float16], rows: Rows) -> None:
+    """Write float16 numbers to float32 ``rows``: what a cast does, in a third of the time.
+
+    The 15 bits below the sign, moved to where float32 has its exponent and the first bits of its
+    fraction, are the number times 2^-112: the two formats count exponents from 15 and 127.
+    """
+    stored = coded.view(np.int16)
+    if (stored & 0x7FFF).max(initial=0) >= INFINITE_HALF:
+        rows[:] = coded
+        return
+    bits = rows.view(np.int32)
+    bits[:] = stored
+    bits <<= 13
+    bits &= ~0x70000000  # copies of the sign
+    rows *= np.float32(2.0**112)
 
 
 def rotate(rows: Rows, size: int) -> Rows:

@@ -1,16 +1,23 @@
 """The consensus as it lies in the store: written by ``consensus``, read by ``filter``."""
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import StoreError, UsageError
+from congrad_cli.header import StoreHeader
 from congrad_cli.settings import FORMAT, ConsensusSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.tensors import map_arrays, pack_arrays, replace_file
+from congrad_cli.tensors import Arrays, map_arrays, pack_arrays, replace_file
+from congrad_cli.weights import Members
+
+MATRICES = {"conflict_range": (2,), "after": ()}
+"""What a file may tell of every two groups, behind [L, L]: the 95 % interval of their cosine, and
+the cosine between what they add to the consensus."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,22 @@ class Consensus:
     excess: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class StoredConsensus:
+    """A consensus, the names [L] of its groups, what every pair added to them, and its options.
+
+    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``;
+    ``matrices`` are those of :data:`MATRICES` that the file has.
+    """
+
+    consensus: Consensus
+    names: list[str]
+    members: Members
+    settings: ConsensusSettings
+    findings: dict[str, Any] = field(default_factory=dict)
+    matrices: Arrays = field(default_factory=dict)
+
+
 def consensus_file(path: Path, name: str) -> Path:
     """Where the consensus called ``name`` lies; raises unless the name stays inside the store."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
@@ -34,52 +57,78 @@ def consensus_file(path: Path, name: str) -> Path:
 
 
 def write_consensus(
-    path: Path, settings: ConsensusSettings, consensus: Consensus, store: GradientStore
+    path: Path, found: StoredConsensus, store: GradientStore, more: Arrays | None = None
 ) -> None:
-    """Write ``consensus/NAME.safetensors``, replacing an older one of that name."""
+    """Write ``consensus/NAME.safetensors``, replacing an older one of that name.
+
+    ``more`` are further arrays, such as :data:`MATRICES`.
+    """
     metadata = {
         "format": FORMAT,
         "fingerprint": store.header.fingerprint,
-        "settings": asdict(settings),
+        "settings": asdict(found.settings),
+        "groups": found.names,
         "pairs": pairs_digest(store),
+        "findings": found.findings,
     }
-    data = pack_arrays(vars(consensus), metadata)
-    replace_file(consensus_file(path, settings.name), data)
+    # a file that is released says by itself which pairs it was made of
+    arrays = vars(found.consensus) | vars(found.members) | {"digest": store.column("digest")}
+    data = pack_arrays(arrays | (more or {}), metadata)
+    replace_file(consensus_file(path, found.settings.name), data)
 
 
-def read_consensus(
-    path: Path, name: str, store: GradientStore
-) -> tuple[Consensus, ConsensusSettings]:
+def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsensus:
     """Read a consensus back; it must have seen exactly the store's rows."""
-    file = consensus_file(path, name)
-    if not file.is_file():
-        raise StoreError(
-            f"{path} has no consensus named '{name}'.", f"run: congrad consensus {path}"
-        )
-    arrays, metadata = map_arrays(file)
-    if metadata.get("fingerprint") != store.header.fingerprint:
-        raise StoreError(f"{file} belongs to another store.", f"run: congrad consensus {path}")
+    file, cure = consensus_file(path, name), f"run: congrad consensus {path}"
+    arrays, metadata = open_consensus(file, store.header, cure)
     if metadata.get("pairs") != pairs_digest(store):
-        raise StoreError(
-            f"{file} was made when the store held other pairs.", f"run: congrad consensus {path}"
-        )
-    groups = len(store.groups)
-    shapes = {"direction": (store.header.dim,),
-              "gradients": (groups, store.header.dim),
+        raise StoreError(f"{file} was made when the store held other pairs.", cure)
+    return parse_consensus(file, arrays, metadata, store.header, len(store), cure)
+
+
+def open_consensus(file: Path, header: StoreHeader, cure: str) -> tuple[Arrays, dict[str, Any]]:
+    """The tensors and metadata of a consensus of the store with that header."""
+    if not file.is_file():
+        raise StoreError(f"{file.parent.parent} has no consensus named '{file.stem}'.", cure)
+    arrays, metadata = map_arrays(file)
+    if metadata.get("fingerprint") != header.fingerprint:
+        raise StoreError(f"{file} belongs to another store.", cure)
+    return arrays, metadata
+
+
+def parse_consensus(
+    file: Path, arrays: Arrays, metadata: dict[str, Any], header: StoreHeader, pairs: int, cure: str
+) -> StoredConsensus:
+    """What a file's tensors and metadata say, checked; made of so many ``pairs``."""
+    names = metadata.get("groups")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{file} does not name its groups; an older congrad made it.", cure)
+    groups = len(names)
+    shapes = {"direction": (header.dim,),
+              "gradients": (groups, header.dim),
               "coefficients": (groups,),
-              "excess": (groups, store.header.width)}
-    if store.header.codec.exact:  # older files do not say that it is zero
-        arrays.setdefault("excess", np.zeros(shapes["excess"]))
+              "excess": (groups, header.width),
+              "label": (pairs,), "scale": (pairs,), "share": (pairs,)}
     for tensor, shape in shapes.items():
-        if tensor not in arrays or arrays[tensor].shape != shape:
-            raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.",
-                             f"run: congrad consensus {path}")
+        kind = np.int32 if tensor == "label" else np.float64
+        found = arrays.get(tensor)
+        if found is None or found.shape != shape or found.dtype != kind:
+            raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.", cure)
+    label = arrays["label"]
+    if pairs and not 0 <= label.min() <= label.max() < groups:
+        raise StoreError(f"{file}: a pair in no group.", cure)
     try:
         settings = ConsensusSettings(**metadata["settings"])
         _check_kinds(settings)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{file}: unknown settings ({error}).") from error
-    return Consensus(**{tensor: np.array(arrays[tensor]) for tensor in shapes}), settings
+    copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
+    belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
+    findings = metadata.get("findings")  # an older congrad wrote none
+    matrices = {name: np.array(arrays[name]) for name, tail in MATRICES.items()
+                if name in arrays and arrays[name].shape == (groups, groups, *tail)}
+    return StoredConsensus(Consensus(**copies), names, belong, settings,
+                           findings if isinstance(findings, dict) else {}, matrices)
 
 
 def _check_kinds(settings: ConsensusSettings) -> None:

@@ -23,7 +23,9 @@ of numbers. A row's true square in a block is its decoded square there divided b
 keep the shares of the blocks. float16 rows stand for themselves, and all E are zero.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ from congrad_cli.codec import Codec
 from congrad_cli.direction import Consensus
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,21 @@ class GroupProducts:
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """What rows are multiplied with, by sub-sketch: d [r, W] and all G_l [L, r, W].
+
+    In float32 each is divided by its largest number, the ``*_size``, one and [L, 1]: of tiny
+    gradients nothing is lost. ``a`` is [L].
+    """
+
+    d: Rows
+    groups: Rows
+    d_size: float
+    group_size: Floats
+    a: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class PairProducts:
     """Of n pairs, by sub-sketch, [n, r]: |g_i|^2, <g_i, d>, and <g_i, G_l> for its own group."""
 
@@ -60,8 +78,8 @@ class PairProducts:
     with_group: Floats
 
 
-def row_squares(direction: Floats, codec: Codec) -> RowSquares:
-    """The squares of decoded rows [n, D]."""
+def row_squares(direction: Rows, codec: Codec) -> RowSquares:
+    """The squares of decoded rows [n, D], summed in their own precision in each sub-sketch."""
     blocks = _blocks(direction, codec.width)
     decoded = np.asarray(np.vecdot(blocks, blocks), np.float64)
     if codec.exact:
@@ -91,31 +109,63 @@ def group_products(consensus: Consensus) -> GroupProducts:
     )
 
 
+def exact_targets(consensus: Consensus, width: int) -> Targets:
+    """d and the G_l as they are."""
+    groups = consensus.gradients
+    return Targets(_blocks(consensus.direction, width), _blocks(groups, width), 1.0,
+                   np.ones((len(groups), 1)), consensus.coefficients)
+
+
+def fast_targets(consensus: Consensus, width: int) -> Targets:
+    """The same in float32, in which products take half the time and half the memory."""
+    d, groups = consensus.direction, consensus.gradients
+    d_size = float(np.abs(d).max()) or 1.0
+    group_size = np.maximum(groups.max(1), -groups.min(1))[:, None]
+    group_size[group_size == 0] = 1.0
+    short = np.empty(groups.shape, np.float32)
+    for to, group, size in zip(short, groups, group_size, strict=True):
+        to[:] = group / size
+    return Targets(_blocks((d / d_size).astype(np.float32), width), _blocks(short, width), d_size,
+                   group_size, consensus.coefficients)
+
+
 def pair_products(
-    direction: Floats,
+    direction: Rows,
     label: NDArray[np.int32],
     factor: Floats,
     term: Floats,
-    consensus: Consensus,
+    targets: Targets,
     codec: Codec,
 ) -> PairProducts:
-    """Of decoded rows [n, D] in groups ``label``; f_i and t_i are ``factor`` and ``term``, [n]."""
+    """Of decoded rows [n, D] in groups ``label``; f_i and t_i are ``factor`` and ``term``, [n].
+
+    Products inside a sub-sketch have the precision of rows and targets, their sums float64.
+    It is fastest where rows of one group stand together.
+    """
     squares = row_squares(direction, codec)
     rows, factor = _blocks(direction, codec.width), factor[:, None]
     twice = term[:, None] * squares.excess  # too much in <x^_i, G_l>
-    groups = _blocks(consensus.gradients, codec.width)
-    with_group = np.empty_like(twice)
-    for group in np.unique(label):
-        inside = label == group
-        with_group[inside] = np.vecdot(rows[inside], groups[group])
-    with_d = np.vecdot(rows, _blocks(consensus.direction, codec.width))
+    with_group = np.empty(twice.shape)
+    for run in runs(label):
+        with_group[run] = np.vecdot(rows[run], targets.groups[label[run.start]])
+    with_group *= targets.group_size[label]
+    with_d = targets.d_size * np.vecdot(rows, targets.d).astype(np.float64)
     return PairProducts(
         square=factor**2 * squares.true,
-        with_d=factor * (with_d - consensus.coefficients[label, None] * twice),
+        with_d=factor * (with_d - targets.a[label, None] * twice),
         with_group=factor * (with_group - twice),
     )
 
 
-def _blocks(vectors: Floats, width: int) -> Floats:
+def runs(label: NDArray[np.int32]) -> Iterator[slice]:
+    """Where equal labels [n] stand together, in order."""
+    ends = [*(np.flatnonzero(np.diff(label)) + 1).tolist(), len(label)]
+    begin = 0
+    for end in ends if len(label) else ():
+        yield slice(begin, end)
+        begin = end
+
+
+def _blocks(vectors: Any, width: int) -> Any:
     """[.., D] -> [.., r, W]."""
     return vectors.reshape(*vectors.shape[:-1], width, vectors.shape[-1] // width)

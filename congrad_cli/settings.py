@@ -23,8 +23,14 @@ METHODS = ("pcgrad", "mean", "mgda", "upgrad", "dualproj", "cagrad", "imtl-g", "
            "nash-mtl")
 """How ``consensus`` reconciles groups; see ``consensus/solver.py``."""
 
+AVERAGES = ("mean", "ema", "trimmed", "median-of-means")
+"""How a group's pairs are averaged; see the module ``weights``."""
+
 LENGTHLESS = ("imtl-g", "nash-mtl")
 """Methods whose direction does not depend on how long the groups' gradients are."""
+
+MOST_CLUSTERS = 500
+"""K of ``consensus --groups cluster:K`` is at most this."""
 
 WINDOW = 1024
 """Batches are cut inside windows of this many consecutive rows, whatever the run looks like."""
@@ -94,13 +100,16 @@ class ConsensusSettings:
     method: str = "pcgrad"
     orders: int = 32
     seed: int = 0
-    average: str = "mean"
+    average: str = "mean"  # one of AVERAGES
+    trim: float = 0.05  # of "trimmed": the share of a group's pairs that is left out
     ema_decay: float = 0.9
     ema_batch: int = 8
-    pair_norm: str = "raw"
+    pair_norm: str = "raw"  # or "unit", or "clip:Q"
     normalize_groups: str = "none"
     weights: str = "uniform"  # or "size", or a JSON object: group -> weight
     min_pairs: int = 1  # of a group that takes part
+    groups: str = "data"  # or "cluster:K"
+    merge_groups: float = 0.0  # the least cosine of groups that become one; 0: none do
     require_descent: bool = False
     loss: str = "dpo"
     beta: float = 0.1
@@ -124,20 +133,24 @@ class FilterSettings:
     keep_at_least: int | None = None
     confidence: float | None = None  # in standard errors of the score
     leave_one_out: bool = True
+    leave_out_by: str | None = None  # a field: pairs with one value leave each other out
+    dedup: float | None = None  # least cosine of gradients that count as one
     allow_partial: bool = False
     loss: str | None = None  # None, here and below: the consensus' own
     beta: float | None = None
     length_penalty: float | None = None
     label_smoothing: float | None = None
-    consensus: str = "default"
+    consensus: str = "default"  # or another store's: STORE or STORE:NAME
     data: tuple[str, ...] = ()  # files or globs; none: where they were
     output: Path | None = None
     dropped: Path | None = None
     scores: Path | None = None
+    group_cosines: bool = False  # in the score file
     summary: Path | None = None
     annotate: bool = False  # kept and dropped records say what was decided
     max_drop_rate: float | None = None  # of the sketched pairs; above it, exit code 6
     min_per_group: int | None = None
+    max_conflict: float | None = None  # share of the pairs of groups
 
 
 def fingerprint_fields(settings: SketchSettings) -> dict[str, Any]:

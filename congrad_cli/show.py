@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from congrad_cli.direction import pairs_digest, read_consensus
+from congrad_cli.direction import StoredConsensus, pairs_digest, read_consensus
 from congrad_cli.errors import CongradError, StoreError
 from congrad_cli.header import StoreHeader, read_header
 from congrad_cli.locks import live_ranks
+from congrad_cli.products import group_products
+from congrad_cli.release import ConsensusPlace, read_released
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.store import GradientStore, open_shard, shard_files
 from congrad_cli.store_index import StoreIndex, read_index
@@ -127,6 +129,7 @@ def _consensus(path: Path, store: GradientStore | None) -> Iterator[dict[str, An
         try:
             metadata = map_arrays(file)[1]
             about["settings"] = metadata.get("settings")
+            about |= _facts(read_released(ConsensusPlace(path, about["name"])).found)
             if store is None:
                 about["why"] = "the store has no index"
             elif metadata.get("pairs") != pairs_digest(store):
@@ -137,6 +140,22 @@ def _consensus(path: Path, store: GradientStore | None) -> Iterator[dict[str, An
         except CongradError as error:
             about["why"] = error.message
         yield about
+
+
+def _facts(found: StoredConsensus) -> dict[str, Any]:
+    """How many groups a consensus has, and the one that its direction suits least."""
+    with np.errstate(all="ignore"):  # whatever the numbers are
+        products = group_products(found.consensus)
+        square = products.group_square.sum(1) * products.d_square.sum()
+        along = products.d_group.sum(1)
+        cosine = along / np.sqrt(np.where(square > 0, square, np.nan))
+    there = np.flatnonzero(np.isfinite(cosine))
+    least = int(there[np.argmin(cosine[there])]) if len(there) else None
+    return {
+        "groups": len(found.names),
+        "least_cosine": None if least is None else float(np.clip(cosine[least], -1, 1)),
+        "least_group": None if least is None else found.names[least],
+    }
 
 
 def _sizes(path: Path) -> Iterator[int]:

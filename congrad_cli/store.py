@@ -36,6 +36,8 @@ from congrad_cli.store_index import NO_GROUP, StoreIndex, find_digests, first_of
 from congrad_cli.tensors import Arrays, check_sums, map_arrays
 
 OPEN_FILES = 4
+BLOCK, BLOCK_ROWS = 1 << 22, 1024
+"""A block has at most so many numbers and rows, unless it is asked for by rows."""
 LONGEST_ENTRY = 1 << 20
 """So many bytes of a line of ``skipped/`` are read at a time; what is longer is no entry."""
 REPAIR = "congrad verify STORE --repair sets it aside; sketch then makes its rows again"
@@ -43,12 +45,12 @@ REPAIR = "congrad verify STORE --repair sets it aside; sketch then makes its row
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of the store, in row order: n rows, D numbers each."""
+    """Rows of the store: n rows, D numbers each."""
 
+    place: NDArray[np.int64]  # [n] which of the store's pairs, counted in row order
     row: NDArray[np.int64]  # [n]
     direction: NDArray[np.float32]  # [n, D]
     norm: NDArray[np.float32]  # [n]
-    group: NDArray[np.int32]  # [n]
 
 
 class GradientStore:
@@ -113,44 +115,58 @@ class GradientStore:
             return found
         return self._gather(name, self._at)
 
-    def blocks(self, rows: int = 1024) -> Iterator[Block]:
-        """The store's rows in row order, decoded, ``rows`` at a time."""
-        for begin in range(0, len(self), rows):
-            row = self.row[begin : begin + rows]
-            places = self._at[begin : begin + rows]
+    def blocks(
+        self,
+        rows: int | None = None,
+        label: NDArray[np.int32] | None = None,
+        places: NDArray[np.int64] | None = None,
+    ) -> Iterator[Block]:
+        """The store's rows in row order, decoded, ``rows`` at a time; only those at ``places``.
+
+        With a ``label`` [N] of every pair, the rows of each block are in the order of their
+        labels, those of one label still in row order: sums by label are then sums of runs.
+        """
+        rows = rows or min(max(BLOCK // self.header.dim, 1), BLOCK_ROWS)
+        places = np.arange(len(self)) if places is None else places
+        for begin in range(0, len(places), rows):
+            place = places[begin : begin + rows]
+            if label is not None:
+                place = place[np.argsort(label[place], kind="stable")]
             yield Block(
-                row=row,
-                direction=self._decode(places),
-                norm=self._gather("norm", places),
-                group=self.index.group[row],
+                place=place,
+                row=self.row[place],
+                direction=self.directions(place),
+                norm=self._gather("norm", self._at[place]),
             )
 
     def directions(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """The decoded rows of some of the pairs, which ``places`` [n] counts in row order."""
-        return self._decode(self._at[places])
-
-    def _decode(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        codec = self.header.codec
-        arrays = {name: self._gather(name, places) for name in codec.columns()}
+        codec, at = self.header.codec, self._at[places]
+        arrays = {name: self._gather(name, at) for name in codec.columns()}
         scale = arrays.get("scale", np.zeros(0))
         if not (np.isfinite(scale) & (scale >= 0)).all():
             raise StoreError(f"{self.path}: damaged: the scale of a row is no length.")
         rows = codec.decode(arrays)
-        if not np.isfinite(rows).all():
-            raise StoreError(f"{self.path}: damaged: a row is not finite.",
-                             REPAIR)
+        # one pass where asking each number takes three: what is not finite stays so in squares
+        numbers = rows.reshape(-1)
+        if not (np.isfinite(numbers @ numbers) or np.isfinite(rows).all()):
+            raise StoreError(f"{self.path}: damaged: a row is not finite.", REPAIR)
         return rows
 
-    def _gather(self, name: str, places: NDArray[np.int64]) -> NDArray[Any]:
+    def _gather(self, name: str, at: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows of a column, which ``at`` [n] counts over all shards."""
         kind, tail = shard_columns(self.header)[name]
-        result: NDArray[Any] = np.empty((len(places), *tail), kind)
-        shard_of = self._shard_of[places]
+        result: NDArray[Any] = np.empty((len(at), *tail), kind)
+        shard_of, offset = self._shard_of[at], self._offset[at]
         for shard in np.unique(shard_of):
-            here = shard_of == shard
             columns = self._shards[shard]
             if name not in columns:
                 columns = self._mapped(self._files[shard])[0]
-            result[here] = columns[name][self._offset[places[here]]]
+            here = shard_of == shard
+            if here.all():
+                np.take(columns[name], offset, axis=0, out=result, mode="clip")
+            else:
+                result[here] = columns[name][offset[here]]
         return result
 
     def skipped(self) -> dict[int, str]:

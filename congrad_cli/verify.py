@@ -45,6 +45,8 @@ LENGTH_TOLERANCE = 1e-2
 MAX_STORE_JSON, MAX_ROWS = 1 << 24, 1 << 20
 
 SKETCH_AGAIN = "--repair sets it aside; the same sketch command then makes its rows again"
+UNKNOWN_MAY_BE = ("conflict_unbiased", "conflict_range", "after")
+"""Tensors of a consensus that hold NaN where the data cannot tell."""
 CONSENSUS_AGAIN = "--repair sets it aside; congrad consensus then makes it again"
 INDEX_AGAIN = "the same sketch command writes it anew"
 FROM_A_COPY = "restore it from a copy, or sketch again with --overwrite"
@@ -203,7 +205,8 @@ class StoreCheck:
             file = self._check_file(place)
             if file.metadata.get("fingerprint") != header.fingerprint:
                 raise StoreError(f"{place} belongs to another store.")
-            if not all(map(_is_finite, file.arrays.values())):
+            numbers = [array for name, array in file.arrays.items() if name not in UNKNOWN_MAY_BE]
+            if not all(map(_is_finite, numbers)):
                 raise StoreError(f"{place}: it holds a number that is not finite.")
             if store is None:
                 return

@@ -1,9 +1,11 @@
 """The scalars that turn stored sketches into the terms of an average; shared by two commands.
 
-For pair i with sketch s_i the term is ``g_i = w_i s_i`` (or ``w_i s_i / |s_i|``), and group l's
-gradient is ``G_l = sum_i c_i g_i`` over its pairs.
+For pair i with sketch s_i the term is ``g_i = w_i s_i`` (or ``w_i s_i / |s_i|``, or ``w_i s_i`` no
+longer than a limit), and group l's gradient is ``G_l = sum_i c_i g_i`` over its pairs. Every
+average is of that form, robust ones too: the c_i sum to 1 in each group.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,28 +19,38 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PairTerms:
-    """For every pair, [N]: w_i, the factor that turns its stored direction into g_i, and c_i."""
+class Members:
+    """Of every pair, [N]: its group, the factor that turns its stored direction into g_i, and c_i.
 
-    weight: Floats
+    The factor has the sign of w_i, and is zero where w_i is.
+    """
+
+    label: NDArray[np.int32]
     scale: Floats
     share: Floats
 
 
-def pair_terms(store: GradientStore, settings: ConsensusSettings) -> PairTerms:
-    """The scalars of every pair of the store, in row order."""
+def members(
+    store: GradientStore, label: NDArray[np.int32], groups: int, settings: ConsensusSettings
+) -> Members:
+    """What every pair of the store, in row order, adds to which of the ``groups``."""
+    weight, norm = pair_weights(store, settings), store.column("norm").astype(np.float64)
+    return Members(
+        label=label,
+        scale=pair_scales(weight, norm, settings.pair_norm),
+        share=average_coefficients(label, groups, settings, np.abs(weight) * norm),
+    )
+
+
+def pair_weights(store: GradientStore, settings: ConsensusSettings) -> Floats:
+    """w_i of every pair of the store, in row order, [N]."""
     if settings.loss == "ipo" and store.header.token_weighting != "mean":
         raise UsageError(
             "--loss ipo averages each answer over its tokens, and this store sums them.",
             "sketch again with --token-weighting mean",
         )
     tokens = store.column("tokens").astype(np.float64)  # [N, 3]: prompt, chosen, rejected
-    weight = loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
-    return PairTerms(
-        weight=weight,
-        scale=pair_scales(weight, store.column("norm").astype(np.float64), settings.pair_norm),
-        share=average_coefficients(store.column("group"), len(store.groups), settings),
-    )
+    return loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
 
 
 def pair_margins(store: GradientStore) -> Floats:
@@ -85,28 +97,58 @@ def dpo_weights(margin: Floats, beta: float) -> Floats:
 def pair_scales(weight: Floats, norm: Floats, pair_norm: str) -> Floats:
     """The factor that turns a stored unit direction into g_i, [N].
 
-    ``raw`` keeps the gradient's length (the paper); ``unit`` lets every pair pull equally.
+    ``raw`` keeps the gradient's length ``|w_i| |s_i|`` (the paper); ``unit`` lets every pair pull
+    equally; ``clip:Q`` shortens gradients to the Q-quantile of the lengths of all groups' pairs,
+    those of weight 0 aside. One limit for all groups: small ones have no quantiles of their own.
     """
-    return weight * norm if pair_norm == "raw" else weight
+    quantile = clip_quantile(pair_norm)
+    if quantile is None:
+        return weight * norm if pair_norm == "raw" else weight
+    length = np.abs(weight) * norm
+    limit = np.quantile(length[length > 0], quantile) if length.any() else 0.0
+    return np.asarray(np.sign(weight) * np.minimum(length, limit), np.float64)
+
+
+def clip_quantile(pair_norm: str) -> float | None:
+    """Q of ``clip:Q``; None for ``raw`` and ``unit``. Anything else is a :class:`UsageError`."""
+    if pair_norm in ("raw", "unit"):
+        return None
+    kind, _, text = pair_norm.partition(":")
+    try:
+        quantile = float(text)
+    except ValueError:
+        quantile = math.nan
+    if kind != "clip" or not 0 < quantile < 1:
+        raise UsageError(f"--pair-norm {pair_norm}: not one of raw, unit, clip:Q with 0 < Q < 1.",
+                         "clip:0.9 shortens the longest tenth of the gradients")
+    return quantile
 
 
 def average_coefficients(
-    group: NDArray[np.int32], count: int, settings: ConsensusSettings
+    group: NDArray[np.int32], count: int, settings: ConsensusSettings, length: Floats | None = None
 ) -> Floats:
     """c_i of every pair, [N]; they add up to 1 in each of the ``count`` groups.
 
     ``mean``: 1/n_l. ``ema``: the coefficients that ``G <- gamma G + (1 - gamma) g`` gives, with g
     the mean over consecutive mini-batches of ``ema_batch`` pairs of the group in row order,
-    divided by ``1 - gamma^T`` so that the start at zero leaves no trace.
+    divided by ``1 - gamma^T`` so that the start at zero leaves no trace. ``trimmed``: the mean of
+    all but the share ``trim``, to the nearest whole number, with the longest gradients; it needs
+    their ``length`` [N], and of equal ones the later go first. ``median-of-means`` begins as the
+    mean: its coefficients depend on the gradients, see the module ``consensus.averages``.
     """
     result = np.zeros(len(group))
     for label in range(count):
         rows = np.flatnonzero(group == label)
+        if settings.average == "trimmed":
+            if length is None:
+                raise ValueError("a trimmed mean needs lengths")
+            left = len(rows) - math.floor(settings.trim * len(rows) + 0.5)
+            rows = rows[np.argsort(length[rows], kind="stable")[:left]]
         if len(rows):
             result[rows] = (
-                np.full(len(rows), 1.0 / len(rows))
-                if settings.average == "mean"
-                else _ema_coefficients(len(rows), settings.ema_decay, settings.ema_batch)
+                _ema_coefficients(len(rows), settings.ema_decay, settings.ema_batch)
+                if settings.average == "ema"
+                else np.full(len(rows), 1.0 / len(rows))
             )
     return result
 

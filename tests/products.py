@@ -6,6 +6,13 @@ diagonal. Any vector of the method is a combination of rows, so P is all that is
 
 import numpy as np
 
+from congrad_cli.weights import Members
+
+
+def members_of(store, scale, share):
+    """The store's pairs in the data's groups."""
+    return Members(store.column("group"), np.asarray(scale, float), np.asarray(share, float))
+
 
 def product_table(store):
     """P of a store's decoded rows."""
@@ -20,22 +27,26 @@ def product_table(store):
     return table
 
 
-def without(pair, scale, share, label, coefficients):
-    """d_-i as a combination of rows, [N]: its group is averaged again over those that are left."""
+def without(gone, scale, share, label, coefficients):
+    """d without the rows ``gone`` [N] as a combination of rows, [N]: their groups are averaged
+    again over those that are left."""
     result = np.zeros(len(scale))
     for group, coefficient in enumerate(coefficients):
-        others = (label == group) & (np.arange(len(scale)) != pair)
-        left = 1 - share[pair] if label[pair] == group else 1.0
-        if left > 1e-12:  # a group that was this pair alone is left out
+        others = (label == group) & ~gone
+        left = 1 - share[(label == group) & gone].sum()
+        if left > 1e-12:  # a group that has no other row is left out
             result[others] = coefficient * share[others] / left * scale[others]
     return result
 
 
-def table_scores(table, scale, share, label, coefficients, leave_one_out=True):
-    """cos(g_i, d_-i) of all rows from their products [N, N]; nan where one of them is zero."""
+def table_scores(table, scale, share, label, coefficients, leave_one_out=True, item=None):
+    """cos(g_i, d_-i) of all rows from their products [N, N]; nan where one of them is zero.
+
+    Rows of one ``item`` [N] leave each other out."""
     result = np.full(len(scale), np.nan)
+    item = np.arange(len(scale)) if item is None else item
     for i in range(len(scale)):
-        d = (without(i, scale, share, label, coefficients) if leave_one_out
+        d = (without(item == item[i], scale, share, label, coefficients) if leave_one_out
              else np.asarray(coefficients)[label] * share * scale)
         square = table[i, i] * (d @ table @ d)
         if square > 0:

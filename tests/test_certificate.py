@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from products import product_table, table_scores
+from products import members_of, product_table, table_scores
 from synthetic import memory_store, normalised, random_rows
 
 from congrad_cli import arguments
@@ -21,7 +21,7 @@ from congrad_cli.filter.scores import pair_scores
 from congrad_cli.progress import Silent
 from congrad_cli.settings import STORE_DTYPES, ConsensusSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import pair_terms
+from congrad_cli.weights import members
 
 SIZES = {"de": 9, "en": 7, "is": 1, "sw": 2}
 
@@ -41,7 +41,8 @@ def consensus_of(path, **settings):
     """The summary, and the consensus as the store keeps it."""
     made = ConsensusSettings(**settings)
     summary = run(path, made, Silent())
-    found, read_back = read_consensus(path, made.name, GradientStore.open(path))
+    stored = read_consensus(path, made.name, GradientStore.open(path))
+    found, read_back = stored.consensus, stored.settings
     assert read_back == made
     np.testing.assert_allclose(found.coefficients @ found.gradients, found.direction, rtol=1e-12)
     return summary, found
@@ -63,7 +64,8 @@ def test_unit_takes_lengths_free_of_what_a_code_adds(store_dtype):
     """The file keeps G and its excess as they are; all that changes are the coefficients."""
     rows = random_rows(40, 256, seed=1)
     stored = memory_store(rows, np.ones(40), ["de", "en"] * 20, width=4, store_dtype=store_dtype)
-    groups = group_gradients(stored, np.full(40, 1 / 20))
+    groups = group_gradients(
+        stored, stored.groups, members_of(stored, np.ones(40), np.full(40, 1 / 20)))
     part = take_part(groups, ConsensusSettings(normalize_groups="unit"))
     square = (groups.gradients**2).sum(1) - groups.excess.sum(1)
     np.testing.assert_allclose(part.factor, square**-0.5, rtol=1e-9)
@@ -124,8 +126,8 @@ def test_scores_are_those_of_averaging_again_without_the_pair(store, changed, le
     them."""
     _, found = consensus_of(store, name="scored", **changed)
     opened = GradientStore.open(store)
-    terms = pair_terms(opened, ConsensusSettings())
-    scores = pair_scores(opened, found, terms.scale, terms.share, leave_one_out)
+    terms = members(opened, opened.column("group"), len(opened.groups), ConsensusSettings())
+    scores = pair_scores(opened, found, terms, leave_one_out)
     expected = table_scores(
         product_table(opened).sum(0), terms.scale, terms.share, opened.column("group"),
         found.coefficients, leave_one_out,
@@ -228,7 +230,7 @@ def test_require_descent_is_exit_5_and_the_consensus_is_there(opposed, congrad):
     assert "groups that get worse (cosine below 0): sw" in said
     assert "makes groups worse: sw" in said
     assert "the consensus was written all the same" in said
-    assert read_consensus(opposed, "strict", GradientStore.open(opposed))[1].require_descent
+    assert read_consensus(opposed, "strict", GradientStore.open(opposed)).settings.require_descent
     done = congrad("consensus", opposed, "--method", "upgrad", "--require-descent")
     assert done.returncode == 0
     assert "no group that takes part gets worse" in done.stderr.decode()
@@ -243,5 +245,5 @@ def test_the_command_says_who_takes_no_part(store, congrad, tmp_path):
     assert "takes no part: en, which has weight 0" in said
     assert "takes no part: is, which has 1 of the 2 pairs of --min-pairs" in said
     assert "of the optimum" in said
-    made = read_consensus(store, "told", GradientStore.open(store))[1]
+    made = read_consensus(store, "told", GradientStore.open(store)).settings
     assert (made.weights, made.normalize_groups, made.min_pairs) == ('{"en": 0}', "unit", 2)

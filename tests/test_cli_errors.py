@@ -4,6 +4,8 @@
 """
 
 import os
+import subprocess
+import sys
 
 import pytest
 from test_records import BAD, TALK, line
@@ -61,3 +63,23 @@ def test_a_message_survives_what_it_quotes(congrad, tmp_path):
         assert done.returncode == 4
         assert done.stderr.startswith(b"congrad: error: ")
         assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("closed", "args", "message"), [
+    (1, ["show", "STORE"], "stdout is closed"),
+    (0, ["show"], "no store: name it"),
+    (0, ["sketch", "-m", "MODEL", "-s", "X"], "no data: name a file"),
+    (2, ["show", "STORE"], ""),
+])  # fmt: skip
+def test_streams_that_the_caller_closed(closed, args, message, small_store, tmp_path):
+    """Files that are opened must not take the closed stream's number."""
+    args = [str(small_store) if arg == "STORE" else arg for arg in args]
+    command = [sys.executable, "-m", "congrad_cli", *args]
+    done = subprocess.run(  # through a shell: nothing of this process closes its streams
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command],
+        capture_output=True, check=False, cwd=tmp_path,
+    )
+    assert done.returncode == (2 if message else 0), done.stderr
+    assert message.encode() in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert bool(done.stdout) == (closed == 2)

@@ -226,3 +226,17 @@ def test_the_product_of_a_row_with_itself_is_what_the_docstring_says(name, squar
     rows = normalised(np.random.default_rng(2).standard_normal((200, 4096))).astype(np.float32)
     found = decoded(Codec(name, 4096, 16), rows)
     assert products(found, found).mean() == pytest.approx(square, rel=0.01)
+
+
+@pytest.mark.parametrize("only_finite", [True, False])
+def test_every_float16_is_decoded_as_a_cast_would(only_finite):
+    """All 65,536 of them: subnormal ones, both zeros, and what is no number."""
+    stored = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    if only_finite:
+        stored = stored[np.isfinite(stored)]
+    stored = stored.reshape(-1, 1024)
+    with np.errstate(invalid="ignore"):
+        expected = stored.astype(np.float32)
+    found = Codec("float16", 1024, 1).decode({"direction": stored})
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from products import members_of
 from synthetic import memory_store, random_rows
 
 from congrad_cli.consensus.groups import cosines, group_gradients
@@ -257,7 +258,7 @@ def test_group_gradients_over_shards_in_any_order(scale):
     store = memory_store(
         directions, np.ones(count), groups, [order[:200], order[200:207], order[207:]]
     )
-    found = group_gradients(store, terms)
+    found = group_gradients(store, store.groups, members_of(store, terms, np.ones(count)))
     label = store.column("group")
     assert found.names == ["de", "en", "sw", "th"]
     np.testing.assert_array_equal(found.pairs, np.bincount(label))
@@ -270,7 +271,7 @@ def test_group_gradients_over_shards_in_any_order(scale):
 
 def test_pairs_that_weigh_nothing_add_nothing():
     store = memory_store(random_rows(3, 4), np.ones(3), ["de", "en", "en"])
-    found = group_gradients(store, np.array([0.0, 0.0, 0.0]))
+    found = group_gradients(store, store.groups, members_of(store, np.zeros(3), np.ones(3)))
     assert not found.gradients.any()
     assert not cosines(found.gramian).any()
 
@@ -320,8 +321,9 @@ def test_the_consensus_of_a_store_by_brute_force(store, method, pair_norm, avera
     expected = np.array([average_of(terms[label == group]) for group in range(3)])
     d = expected.mean(0) if method == "mean" else surgery(expected, random_orders(3, 2, 0))
 
-    consensus, made = read_consensus(store, settings.name, opened)
-    assert made == settings
+    stored = read_consensus(store, settings.name, opened)
+    consensus = stored.consensus
+    assert stored.settings == settings
     np.testing.assert_allclose(
         consensus.gradients, expected, atol=2e-6 * np.abs(expected).max())
     np.testing.assert_allclose(consensus.direction, d, atol=2e-6 * np.abs(d).max())
@@ -363,7 +365,7 @@ def test_a_language_whose_pairs_were_all_skipped_takes_no_part(make_store):
     summaries = [run(path, ConsensusSettings(), Silent()) for path in (with_empty, without)]
     stores = [GradientStore.open(path) for path in (with_empty, without)]
     found, expected = (
-        read_consensus(opened.path, "default", opened)[0].direction for opened in stores
+        read_consensus(opened.path, "default", opened).consensus.direction for opened in stores
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert summaries[0].pairs == [1, 1, 0]

@@ -13,7 +13,7 @@ from congrad_cli.errors import GateError, UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.gates import gates, require_gates
 from congrad_cli.progress import Silent
-from congrad_cli.settings import ConsensusSettings, FilterSettings
+from congrad_cli.settings import STORE_DTYPES, ConsensusSettings, FilterSettings
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,29 @@ def test_every_group_must_keep_enough(least, met):
     assert (gate.met, gate.value, gate.limit) == (met, 3, least)
 
 
+@pytest.mark.parametrize(("limit", "conflicts", "met"), [
+    (0.3, (3, 10), True), (0.3, (4, 10), False), (0.0, (0, 0), True), (0.07, (7, 100), True),
+    (0.0, (1, 10), False),
+])  # fmt: skip
+def test_so_many_pairs_of_groups_may_conflict(limit, conflicts, met):
+    (gate,) = gates(["de"], [9], [9], FilterSettings(max_conflict=limit), conflicts)
+    assert gate.met == met
+    assert gate.value == pytest.approx(conflicts[0] / max(conflicts[1], 1))
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_conflicts_are_counted_under_every_code(make_store, store_dtype):
+    """Four groups in a plane: three of their six pairs are more than a right angle apart."""
+    plane = np.random.default_rng(0).standard_normal((2, 512))
+    toward = np.repeat([[1, 0.0], [-1, 0.5], [0.2, 1], [-1, -1]], 3, 0) @ plane
+    rows = toward + 0.3 * np.random.default_rng(1).standard_normal((12, 512))
+    path = make_store(rows, groups=np.repeat(["de", "en", "fr", "sw"], 3).tolist(), width=4,
+                      store_dtype=store_dtype)
+    consensus.run(path, ConsensusSettings(), Silent())
+    summary = filtering.run(path, FilterSettings(max_conflict=0.4), io.BytesIO(), Silent())
+    assert (summary.gates[0].value, summary.gates[0].met) == (0.5, False)
+
+
 def test_a_group_that_lost_all_its_pairs_fails_too():
     """Every pair of it may have been too long: that is what such a gate is for."""
     (gate,) = gates(["de", "sw"], [9, 0], [8, 0], FilterSettings(min_per_group=1))
@@ -70,6 +93,7 @@ def test_the_error_names_each_gate_with_its_numbers():
     ({"max_drop_rate": 1.5}, "--max-drop-rate 1.5 is not between 0 and 1"),
     ({"max_drop_rate": float("nan")}, "--max-drop-rate nan"),
     ({"min_per_group": 0}, "--min-per-group 0"),
+    ({"max_conflict": -0.1}, "--max-conflict -0.1 is not between 0 and 1"),
 ])  # fmt: skip
 def test_limits_without_sense_are_refused(limits, message, store):
     with pytest.raises(UsageError, match=message):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from products import product_table, table_errors
+from products import members_of, product_table, table_errors
 from synthetic import memory_store, normalised, random_rows
 
-from congrad_cli import console
 from congrad_cli.consensus import run as consensus
 from congrad_cli.consensus.groups import group_gradients
 from congrad_cli.direction import Consensus
+from congrad_cli.display.filter import show_filter
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.policy import borderline, decide
 from congrad_cli.filter.scores import PairScores, pair_scores
@@ -25,10 +25,10 @@ NAN = np.nan
 
 
 def scores_of(store, scale, share, coefficients, leave_one_out=True):
-    groups = group_gradients(store, scale * share)
+    groups = group_gradients(store, store.groups, members_of(store, scale, share))
     d = np.asarray(coefficients, np.float64) @ groups.gradients
     found = Consensus(d, groups.gradients, np.asarray(coefficients, np.float64), groups.excess)
-    return pair_scores(store, found, scale, share, leave_one_out)
+    return pair_scores(store, found, members_of(store, scale, share), leave_one_out)
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
@@ -155,7 +155,7 @@ def test_the_command_reports_errors(make_store, tmp_path, capfd, width):
     file = tmp_path / "scores.jsonl"
     summary = filtering.run(path, FilterSettings(scores=file), io.BytesIO(), Silent())
     entries = [json.loads(line) for line in file.read_bytes().splitlines()]
-    console.show_filter(summary)
+    show_filter(summary)
     said = capfd.readouterr().err
     if width == 1:
         assert {entry["error"] for entry in entries} == {None}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from products import product_table, table_scores
+from products import members_of, product_table, table_scores
 from synthetic import memory_store, normalised
 
 from congrad_cli.consensus import run as consensus
@@ -40,7 +40,7 @@ def signal_rows(label, dim, strength, seed=0):
 
 
 def found_consensus(store, scale, share, coefficients):
-    groups = group_gradients(store, scale * share)
+    groups = group_gradients(store, store.groups, members_of(store, scale, share))
     direction = np.asarray(coefficients, np.float64) @ groups.gradients
     return groups, Consensus(direction, groups.gradients, np.asarray(coefficients), groups.excess)
 
@@ -79,7 +79,7 @@ def test_the_gramian_holds_no_row_twice(case):
 def test_scores_are_those_of_a_group_averaged_again_without_the_pair(leave_one_out, case):
     store, scale, share, label, coefficients = case
     _, found = found_consensus(store, scale, share, coefficients)
-    scores = pair_scores(store, found, scale, share, leave_one_out).score
+    scores = pair_scores(store, found, members_of(store, scale, share), leave_one_out).score
     table = product_table(store).sum(0)
     expected = table_scores(table, scale, share, label, coefficients, leave_one_out)
     close = np.isclose(scores, np.clip(expected, -1, 1), atol=1e-4, equal_nan=True)
@@ -96,11 +96,11 @@ def test_pairs_without_signal_are_not_flattered(store_dtype):
                          width=4, store_dtype=store_dtype)
     share, scale = np.full(800, 0.25), np.ones(800)
     _, found = found_consensus(store, scale, share, np.ones(200))
-    score = pair_scores(store, found, scale, share, leave_one_out=True).score
+    score = pair_scores(store, found, members_of(store, scale, share), leave_one_out=True).score
     assert abs(score.mean()) < 4 * score.std() / np.sqrt(800)
     assert score.std() * np.sqrt(2048) < (1.7 if store_dtype == "1bit" else 1.1)
     # Scored with itself, a pair has the share of one in 800; uncorrected it would be 0.044.
-    score = pair_scores(store, found, scale, share, leave_one_out=False).score
+    score = pair_scores(store, found, members_of(store, scale, share), leave_one_out=False).score
     assert score.mean() == pytest.approx(np.sqrt(1 / 800), abs=0.003)
 
 
@@ -163,16 +163,9 @@ def consensus_without(path, name):
     return GradientStore.open(path)
 
 
-def test_a_consensus_from_before_there_were_codes_is_read(make_store):
-    path = make_store(np.eye(4), groups=["de", "en"] * 2)
-    consensus.run(path, ConsensusSettings(), Silent())
-    found, _ = read_consensus(path, "default", consensus_without(path, "excess"))
-    assert not found.excess.any()
-    assert found.excess.shape == (2, 1)
-
-
-def test_a_consensus_of_a_coarse_store_must_say_what_the_code_adds(make_store):
+@pytest.mark.parametrize("name", ["excess", "label", "share"])
+def test_a_consensus_that_lacks_a_part_is_refused(make_store, name):
     path = make_store(np.eye(4), groups=["de", "en"] * 2, store_dtype="1bit")
     consensus.run(path, ConsensusSettings(), Silent())
-    with pytest.raises(StoreError, match="'excess' is missing"):
-        read_consensus(path, "default", consensus_without(path, "excess"))
+    with pytest.raises(StoreError, match=f"'{name}' is missing"):
+        read_consensus(path, "default", consensus_without(path, name))

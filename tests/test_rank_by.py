@@ -13,14 +13,15 @@ from synthetic import columns, digests_of, header, index_of, random_rows
 from test_scores import brute_scores
 
 from congrad_cli.consensus import run as consensus
-from congrad_cli.direction import Consensus
+from congrad_cli.direction import Consensus, StoredConsensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.ranking import check_ranking, random_values, rank_pairs
+from congrad_cli.filter.target import own_target
 from congrad_cli.progress import Silent
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import average_coefficients
+from congrad_cli.weights import average_coefficients, members
 
 LABELS = ["de", "en", "en", "de", "sw", "en"]
 LOGP = np.array([[-3, -4], [-2, -7], [-9, -1], [-5, -5], [-1, -2], [-8, -6]], np.float32)
@@ -39,7 +40,10 @@ def store_with(**optional):
 def ranked(store, made=None, **options):
     d = np.ones(store.header.dim)
     found = Consensus(d, np.ones((3, len(d))), np.ones(3), np.zeros((3, 1)))
-    return rank_pairs(store, found, made or ConsensusSettings(), FilterSettings(**options))
+    made = made or ConsensusSettings()
+    belong = members(store, store.column("group"), 3, made)
+    target = own_target(store, StoredConsensus(found, store.groups, belong, made))
+    return rank_pairs(store, target, FilterSettings(**options))
 
 
 def test_the_margin_is_the_policys_own_without_a_reference():

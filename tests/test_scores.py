@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from products import members_of
 from synthetic import memory_store, random_rows
 
 from congrad_cli.consensus import run as consensus
@@ -16,6 +17,7 @@ from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter.policy import check_rule, decide
 from congrad_cli.filter.scores import pair_scores
+from congrad_cli.products import exact_targets, fast_targets, pair_products
 from congrad_cli.progress import Silent
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
@@ -79,7 +81,8 @@ def score(directions, scale, label, average, coefficients, leave_one_out=True):
     order = np.argsort(np.sin(np.arange(len(label))))  # rows lie in two shards, out of order
     store = memory_store(directions, np.ones(len(label)), groups, [order[:3], order[3:]])
     found = consensus_of(directions, scale, share, label, coefficients)
-    return pair_scores(store, found, scale, share, leave_one_out).score, share, found
+    scores = pair_scores(store, found, members_of(store, scale, share), leave_one_out)
+    return scores.score, share, found
 
 
 @given(case=cases())
@@ -96,7 +99,7 @@ def test_without_leave_one_out_it_is_the_plain_cosine(case):
     found, _, everything = score(*case, leave_one_out=False)
     own = directions.astype(np.float64) * np.where(scale == 0, 1.0, scale)[:, None]
     expected = np.array([cosine(term, everything.direction) for term in own])
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # products are float32
 
 
 def test_a_group_of_one_is_compared_with_the_other_groups():
@@ -157,6 +160,43 @@ def test_scale_changes_no_score(exponent):
     np.testing.assert_allclose(scaled, plain, atol=1e-12)
 
 
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_groups_far_apart_in_size_lose_nothing(leave_one_out):
+    """Products are taken in float32, which ends at 1e-45; the solver may weigh groups back up."""
+    directions = random_rows(20, 64)
+    label = np.arange(20, dtype=np.int32) % 2
+    plain = np.linspace(0.5, 2, 20)
+    far = np.where(label == 1, 1e-60, 1.0)
+    options = (ConsensusSettings(), np.ones(2), leave_one_out)
+    expected, *_ = score(directions, plain, label, *options)
+    options = (ConsensusSettings(), np.array([1.0, 1e60]), leave_one_out)
+    found, *_ = score(directions, plain * far, label, *options)
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("store_dtype", ["float16", "int8", "int4", "1bit"])
+def test_products_in_float32_are_those_in_float64(store_dtype):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, 200).astype(np.int32)
+    store = memory_store(random_rows(200, 1024), np.ones(200), [f"g{n}" for n in label],
+                         width=8, store_dtype=store_dtype)
+    size = 10.0 ** np.arange(-20, 5, 5)
+    gradients = rng.standard_normal((5, 1024)) * size[:, None]
+    found = Consensus(gradients.sum(0), gradients, np.ones(5), np.abs(rng.standard_normal((5, 8))))
+    (block,) = store.blocks(label=label)
+    assert (np.diff(label[block.place]) >= 0).all()
+    factor, term = rng.standard_normal((2, 200)) * size[label[block.place]]
+    exact, fast = (
+        pair_products(rows, label[block.place], factor, term, make(found, 8), store.header.codec)
+        for rows, make in ((block.direction.astype(np.float64), exact_targets),
+                           (block.direction, fast_targets))
+    )
+    for name in ("square", "with_d", "with_group"):
+        one, other = getattr(exact, name), getattr(fast, name)
+        size = np.abs(one).max(1, keepdims=True)
+        np.testing.assert_allclose(other / size, one / size, atol=2e-6)
+
+
 def test_more_rows_than_a_block_holds():
     """The store is read 1,024 rows at a time; every row must meet its own share and group."""
     count = 1100
@@ -168,7 +208,7 @@ def test_more_rows_than_a_block_holds():
     for i in (0, 1023, 1024, count - 1):
         left = [(share * (label == group) * (np.arange(count) != i)) @ terms
                 / (1 - share[i] * (label[i] == group)) for group in (0, 1)]
-        assert found[i] == pytest.approx(cosine(terms[i], left[0] + left[1]), abs=1e-9)
+        assert found[i] == pytest.approx(cosine(terms[i], left[0] + left[1]), abs=1e-6)
 
 
 @pytest.mark.parametrize("average", ["mean", "ema"])
@@ -187,7 +227,7 @@ def test_filter_reports_the_brute_force_scores_of_a_store(make_store, pair_norm,
     label = store.column("group")
     scale = store.column("norm").astype(np.float64) if pair_norm == "raw" else np.ones(30)
     share = average_coefficients(label, 4, settings)
-    coefficients = read_consensus(path, "default", store)[0].coefficients
+    coefficients = read_consensus(path, "default", store).consensus.coefficients
     expected = brute_scores(store.column("direction"), scale, share, label, coefficients)
     found = [json.loads(line)["score"] for line in scores.read_bytes().splitlines()]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -37,22 +37,29 @@ OPTIONS = {
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
-        "--pair-norm", "--normalize-groups", "--weights", "--min-pairs", "--require-descent",
-        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name",
+        "--trim", "--pair-norm", "--normalize-groups", "--weights", "--groups", "--merge-groups",
+        "--min-pairs", "--require-descent",
+        "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
         "--allow-partial", "--quiet", "-q",
     },
     "filter": {
         "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
         "--per-group",
-        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out", "--loss",
+        "--keep-at-least", "--confidence", "--leave-one-out", "--no-leave-one-out",
+        "--leave-out-by", "--dedup", "--group-cosines", "--max-conflict", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
         "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
         "--annotate", "--max-drop-rate", "--min-per-group", "--quiet", "-q",
     },
-    "show": {"STORE", "--json"},
+    "show": {"STORE", "--compare", "--json"},
     "verify": {
         "STORE", "--repair", "--quick", "--exact", "--model", "-m", "--revision", "--adapter",
         "--chat-template", "--device", "--data", "--seed", "--threads", "--json", "--quiet", "-q",
+    },
+    "report": {
+        "PLACE", "--output", "-o", "--summary", "--examples", "--consensus", "--rank-by",
+        "--min-score", "--keep-ratio", "--keep", "--per-group", "--allow-partial", "--data",
+        "--quiet", "-q",
     },
     "demo": {"--pairs", "--threads", "--quiet", "-q"},
     "loop": set(),
@@ -88,8 +95,8 @@ def modules_after(*args) -> tuple[subprocess.CompletedProcess[str], set[str]]:
 
 
 @pytest.mark.parametrize("command", [
-    (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",), ("loop",),
-    ("loop", "run"), ("loop", "train")])
+    (), ("sketch",), ("consensus",), ("filter",), ("show",), ("verify",), ("demo",),
+    ("report",), ("loop",), ("loop", "run"), ("loop", "train")])
 def test_help_imports_nothing_heavy(command):
     """Numbers and models take seconds to import; help must not wait for them."""
     done, imported = modules_after(*command, "--help")

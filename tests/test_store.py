@@ -290,7 +290,7 @@ def test_rows_come_back_in_row_order_over_several_shards(make_store):
     blocks = list(store.blocks(16))
     assert [len(block.row) for block in blocks] == [16, 16, 16, 2]
     for name, expected in (("row", np.arange(count)), ("direction", directions.astype(np.float32)),
-                           ("norm", norms.astype(np.float32)), ("group", np.arange(count) % 3)):
+                           ("norm", norms.astype(np.float32))):
         joined = np.concatenate([getattr(block, name) for block in blocks])
         np.testing.assert_allclose(joined, expected, atol=1e-3)  # directions: float16
         np.testing.assert_array_equal(joined, store.row if name == "row" else store.column(name))
@@ -311,6 +311,23 @@ def test_coded_rows_come_back_decoded_and_in_row_order(make_store, store_dtype):
     for name, (kind, tail) in codec.columns().items():
         assert store.column(name).shape == (50, *tail)
         assert store.column(name).dtype == kind
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_blocks_by_label_hold_the_same_rows(make_store, store_dtype):
+    """In the order of their labels, and of the rows within one."""
+    rng = np.random.default_rng(0)
+    order, label = rng.permutation(50), rng.integers(0, 3, 50).astype(np.int32)
+    path = make_store(rng.standard_normal((50, 32)), rng.uniform(1, 2, 50),
+                      shards=[order[:7], order[7:8], order[8:]], width=4, store_dtype=store_dtype)
+    store = GradientStore.open(path)
+    for plain, sorted_ in zip(store.blocks(16), store.blocks(16, label), strict=True):
+        within = sorted_.place - sorted_.place.min()
+        keys = list(zip(label[sorted_.place].tolist(), within.tolist(), strict=True))
+        assert keys == sorted(keys)
+        assert sorted(sorted_.place.tolist()) == plain.place.tolist()
+        for name in ("row", "direction", "norm"):
+            np.testing.assert_array_equal(getattr(sorted_, name), getattr(plain, name)[within])
 
 
 def test_a_store_from_before_there_was_a_choice_is_float16(make_store):

@@ -3,6 +3,7 @@
 import os
 
 from congrad_cli import console
+from congrad_cli.display.demo import show_demo
 from congrad_cli.options import demo as options
 from congrad_cli.options import shared
 
@@ -19,4 +20,4 @@ def demo(
 
     result = run(pairs, threads, console.TerminalProgress(quiet))
     if not quiet:
-        console.show_demo(result)
+        show_demo(result)

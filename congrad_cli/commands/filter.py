@@ -1,6 +1,7 @@
 """``congrad filter``: options -> settings, and kept lines on stdout."""
 
 from congrad_cli import arguments, console
+from congrad_cli.display.filter import show_filter
 from congrad_cli.errors import UsageError
 from congrad_cli.options import filter as options
 from congrad_cli.options import shared
@@ -20,6 +21,8 @@ def filter_pairs(
     keep_at_least: options.KeepAtLeast = None,
     confidence: options.Confidence = None,
     leave_one_out: options.LeaveOneOut = True,
+    leave_out_by: options.LeaveOutBy = None,
+    dedup: options.Dedup = None,
     loss: options.FilterLoss = None,
     beta: options.FilterBeta = None,
     length_penalty: options.FilterLengthPenalty = None,
@@ -30,11 +33,13 @@ def filter_pairs(
     output: options.Output = None,
     dropped: options.Dropped = None,
     scores: options.Scores = None,
+    group_cosines: options.GroupCosines = False,
     annotate: options.Annotate = False,
     summary_file: options.SummaryFile = None,
     as_json: options.SummaryAsJson = False,
     max_drop_rate: options.MaxDropRate = None,
     min_per_group: options.MinPerGroup = None,
+    max_conflict: options.MaxConflict = None,
     quiet: shared.Quiet = False,
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
@@ -50,12 +55,13 @@ def filter_pairs(
         rank_by=rank_by, seed=seed,
         min_score=min_score, keep_ratio=keep_ratio, keep=keep, quotas=quotas,
         per_group=per_group, keep_at_least=keep_at_least, confidence=confidence,
-        leave_one_out=leave_one_out, allow_partial=allow_partial,
+        leave_one_out=leave_one_out, leave_out_by=leave_out_by, dedup=dedup,
+        allow_partial=allow_partial,
         loss=loss, beta=beta, length_penalty=length_penalty,
         label_smoothing=label_smoothing, consensus=consensus_name,
         data=tuple(data or ()), output=output, dropped=dropped, scores=scores,
-        annotate=annotate, summary=summary_file, max_drop_rate=max_drop_rate,
-        min_per_group=min_per_group,
+        group_cosines=group_cosines, annotate=annotate, summary=summary_file,
+        max_drop_rate=max_drop_rate, min_per_group=min_per_group, max_conflict=max_conflict,
     )  # fmt: skip
     from congrad_cli.filter.gates import require_gates
     from congrad_cli.filter.run import check_settings, run
@@ -64,7 +70,7 @@ def filter_pairs(
     path = arguments.store_from(store)
     summary = run(path, settings, out, console.TerminalProgress(quiet))
     if not quiet:
-        console.show_filter(summary)
+        show_filter(summary)
     if as_json:
         from congrad_cli.filter.verdicts import as_json as to_text
 

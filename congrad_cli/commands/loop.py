@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from congrad_cli import console
+from congrad_cli.display.loop import show_preview, show_round
 from congrad_cli.errors import UsageError
 from congrad_cli.options import loop as options
 from congrad_cli.options import shared
@@ -64,9 +65,9 @@ def run_rounds(
     progress = console.TerminalProgress(quiet)
     request = Request(until, restart_from)
     if dry_run:
-        console.show_preview(preview(settings, request, progress))
+        show_preview(preview(settings, request, progress))
         return
-    model = run(settings, request, progress, (lambda _: None) if quiet else console.show_round)
+    model = run(settings, request, progress, (lambda _: None) if quiet else show_round)
     if model is not None:
         console.print_path(model, out)
 

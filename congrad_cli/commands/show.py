@@ -2,16 +2,25 @@
 
 import io
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from congrad_cli import arguments, console
+from congrad_cli.display.compare import show_comparison
 from congrad_cli.options import shared
 from congrad_cli.options import store as options
 
 
-def show(store: shared.StoreArgument = None, as_json: options.ReportJson = False) -> None:
+def show(
+    store: shared.StoreArgument = None,
+    compare: options.Compare = None,
+    as_json: options.ReportJson = False,
+) -> None:
     """Say what is in a store: settings, data, pairs by group, what is missing, consensus."""
     out = console.reserve_stdout()
+    if compare is not None:
+        _compare(store, compare, out if as_json else None)
+        return
     path = arguments.store_from(store)
     from congrad_cli.show import describe
 
@@ -20,6 +29,18 @@ def show(store: shared.StoreArgument = None, as_json: options.ReportJson = False
         console.print_json(about, out)
     else:
         _show_store(about, out)
+
+
+def _compare(store: Path | None, names: tuple[str, str], out: BinaryIO | None) -> None:
+    """The comparison as a table on stderr, and as JSON on ``out``."""
+    from congrad_cli.filter.compare import compare
+    from congrad_cli.release import store_named
+
+    path = store or store_named(names) or arguments.store_from(None)
+    found = compare(path, *names, console.TerminalProgress(quiet=False))
+    show_comparison(found)
+    if out is not None:
+        console.print_json(found.to_json(), out)
 
 
 def _show_store(about: dict[str, Any], out: BinaryIO) -> None:
@@ -40,12 +61,24 @@ def _show_store(about: dict[str, Any], out: BinaryIO) -> None:
         for made in about["consensus"]:
             fit = "fits" if made["fits"] else f"does not fit: {made['why']}"
             stream.write(console.one_line(f"consensus {made['name']}: {fit}") + "\n")
-            settings = made.get("settings")
-            if isinstance(settings, dict):
-                stream.write(console.one_line("  " + _listed(settings)) + "\n")
+            for line in _about(made):
+                stream.write(console.one_line("  " + line) + "\n")
     finally:
         stream.detach()
         out.flush()
+
+
+def _about(made: dict[str, Any]) -> Iterator[str]:
+    """What is known of a consensus: its main facts, then all of its settings."""
+    settings = made.get("settings")
+    if "groups" in made and isinstance(settings, dict):
+        least = made["least_cosine"]
+        yield (f"{settings.get('method')}, {settings.get('pair_norm')} pairs, "
+               f"{console.counted(made['groups'], 'group')}"
+               + ("" if least is None else
+                  f", least cosine {least:+.3f} ({made['least_group']})"))
+    if isinstance(settings, dict):
+        yield _listed(settings)
 
 
 def _facts(about: dict[str, Any]) -> Iterator[tuple[str, str]]:

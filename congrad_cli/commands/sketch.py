@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from congrad_cli import arguments, console
+from congrad_cli.display.dry_run import show_dry_run
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.options import shared
 from congrad_cli.options import sketch as options
@@ -170,7 +171,7 @@ def _dry_run(
         text = json.dumps(report.to_json(), ensure_ascii=False)
         out.write(text.encode(errors="backslashreplace") + b"\n")  # names need not be UTF-8
         out.flush()
-    console.show_dry_run(report)
+    show_dry_run(report)
     if report.refusal:
         raise InputError(f"a sketch would stop: {report.refusal}")
 

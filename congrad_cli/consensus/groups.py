@@ -1,13 +1,15 @@
-"""Group gradients and their Gramian, streamed from the store."""
+"""Group gradients and their Gramian."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.products import gramian, row_squares
+from congrad_cli.consensus.blocks import BlockSums, block_sums
+from congrad_cli.products import gramian
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats
+from congrad_cli.weights import Floats, Members
 
 
 @dataclass(frozen=True)
@@ -24,30 +26,26 @@ class GroupGradients:
     excess: Floats
 
 
-def group_gradients(store: GradientStore, terms: Floats) -> GroupGradients:
-    """G_l = sum over the group's pairs of ``terms[i]`` times the stored unit direction.
+def group_gradients(
+    store: GradientStore, names: Sequence[str], members: Members
+) -> GroupGradients:
+    """G_l = sum over the group's pairs of c_i g_i, in one pass over the store."""
+    found = block_sums(
+        store, members.label.astype(np.int64), len(names), members.scale * members.share)
+    return add_blocks(found, np.arange(len(names) + 1), names, members)
 
-    ``terms`` [N] is c_i times the scale of g_i. Blocks are summed in float32, their sums in
-    float64, in row order.
-    """
-    names, codec = store.groups, store.header.codec
-    total = np.zeros((len(names), store.header.dim))
-    pairs = np.zeros(len(names), np.int64)
-    excess = np.zeros((len(names), codec.width))
-    begin = 0
-    for block in store.blocks():
-        end = begin + len(block.row)
-        # The largest term of a block is made 1: gradients may be as small as float32 goes.
-        scale = np.abs(terms[begin:end]).max() or 1.0
-        picks = np.zeros((len(names), end - begin), np.float32)  # [L, n]
-        picks[block.group, np.arange(end - begin)] = terms[begin:end] / scale
-        total += scale * (picks @ block.direction)
-        if not codec.exact:
-            squares = row_squares(block.direction.astype(np.float64), codec)
-            np.add.at(excess, block.group, terms[begin:end, None] ** 2 * squares.excess)
-        pairs += np.bincount(block.group, minlength=len(names))
-        begin = end
-    return GroupGradients(names, pairs, total, gramian(total, excess), excess)
+
+def add_blocks(
+    found: BlockSums, first: NDArray[np.int64], names: Sequence[str], members: Members
+) -> GroupGradients:
+    """The groups' gradients from those of their blocks; group l has first[l] to first[l + 1]."""
+    total = np.zeros((len(names), found.sums.shape[1]))
+    excess = np.zeros((len(names), found.excess.shape[1]))
+    for group, (begin, end) in enumerate(zip(first[:-1].tolist(), first[1:].tolist(), strict=True)):
+        total[group] = found.unit[begin:end] @ found.sums[begin:end].astype(np.float64)
+        excess[group] = found.excess[begin:end].sum(0)
+    pairs = np.bincount(members.label, minlength=len(names)).astype(np.int64)
+    return GroupGradients(list(names), pairs, total, gramian(total, excess), excess)
 
 
 def cosines(products: Floats) -> Floats:

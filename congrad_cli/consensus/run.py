@@ -1,40 +1,38 @@
 """The consensus command: store -> group gradients -> direction -> consensus/NAME.safetensors."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from congrad_cli.consensus.certificate import Certificate, certify
-from congrad_cli.consensus.groups import GroupGradients, cosines, group_gradients
+from congrad_cli.consensus.averages import Averages, averages
+from congrad_cli.consensus.bootstrap import intervals
+from congrad_cli.consensus.certificate import certify
+from congrad_cli.consensus.grouping import choose_groups
+from congrad_cli.consensus.groups import GroupGradients, cosines
 from congrad_cli.consensus.methods import Solution
-from congrad_cli.consensus.part import take_part
+from congrad_cli.consensus.outliers import find_outliers, safety_hint
+from congrad_cli.consensus.part import Part, take_part
 from congrad_cli.consensus.solver import solve
-from congrad_cli.direction import Consensus, consensus_file, write_consensus
+from congrad_cli.consensus.summary import ConsensusSummary
+from congrad_cli.direction import (
+    Consensus,
+    StoredConsensus,
+    consensus_file,
+    write_consensus,
+)
 from congrad_cli.errors import NumericsError, StoreError
 from congrad_cli.products import group_products
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import Floats, PairTerms, pair_terms
-
-
-@dataclass(frozen=True)
-class ConsensusSummary:
-    """What the command shows: per group, and between groups."""
-
-    names: list[str]
-    pairs: list[int]
-    norm: Floats  # [L] |G_l|
-    cosine: Floats  # [L] cos(d, G_l)
-    coefficient: Floats  # [L]
-    conflict: Floats  # [L, L] cosines of the group gradients
-    left_out: dict[str, str]  # groups that take no part, and why
-    certificate: Certificate
+from congrad_cli.weights import Floats, Members, members
 
 
 def run(path: Path, settings: ConsensusSettings, progress: Progress) -> ConsensusSummary:
     """Find the consensus of the store at ``path`` and write it there under ``settings.name``."""
+    begun = time.monotonic()
     consensus_file(path, settings.name)  # a bad name shall not cost a pass over the store
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)
@@ -44,34 +42,62 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
             "every pair was skipped; see skipped/" if len(store.skipped()) == store.rows
             else "the sketch command continues where it stopped",
         )
+    grouping = choose_groups(store, settings, progress)
     progress.step(f"averaging {len(store):,} pairs")
-    terms = pair_terms(store, settings)
-    _tell_weights(store, terms, settings, progress)
-    groups = group_gradients(store, terms.scale * terms.share)
-    part = take_part(groups, settings)
-    found_by, coefficients = _reconcile(groups, part.factor, settings)
-    direction = coefficients @ groups.gradients
-    found = Consensus(direction, groups.gradients, coefficients, groups.excess)
+    names = grouping.names
+    belong = members(store, grouping.label, len(names), settings)
+    _tell_weights(store, belong, settings, progress)
+    average = averages(store, names, belong, settings)
+    part = take_part(average.groups, settings)
+    found_by, coefficients = _reconcile(average.groups, part.factor, settings)
+    groups = average.groups
+    found = Consensus(
+        coefficients @ groups.gradients, groups.gradients, coefficients, groups.excess)
+    summary = _summarise(store, average, part, found, found_by.gap, settings)
+    summary = replace(summary, grouping=grouping)
+    if summary.hint is not None:
+        progress.note(summary.hint)
+    write_consensus(
+        path, StoredConsensus(found, names, average.members, settings, summary.findings()), store,
+        summary.matrices(),
+    )
+    return replace(summary, seconds=time.monotonic() - begun)
+
+
+def _summarise(
+    store: GradientStore, average: Averages, part: Part, found: Consensus, gap: float | None,
+    settings: ConsensusSettings,
+) -> ConsensusSummary:
+    """What was found; raises :class:`NumericsError` where d is nothing."""
+    groups = average.groups
     products = group_products(found)
     length = float(np.sqrt(max(products.d_square.sum(), 0)))
-    # What opposed groups leave of each other is rounding, and no direction.
-    pulled = np.abs(coefficients) @ np.sqrt(np.diagonal(groups.gramian))
-    if not length > 1e-12 * pulled:
-        raise NumericsError("the groups cancel each other; there is no direction.")
-    write_consensus(path, settings, found, store)
     norm = np.sqrt(np.diagonal(groups.gramian))
+    # What opposed groups leave of each other is rounding, and no direction.
+    if not length > 1e-12 * (np.abs(found.coefficients) @ norm):
+        raise NumericsError("the groups cancel each other; there is no direction.")
     along = products.d_group.sum(1)
     cosine = np.divide(along, norm * length, out=np.zeros_like(norm), where=norm > 0)
     cosine, conflict = np.clip(cosine, -1, 1), cosines(groups.gramian)
+    sure = intervals(
+        average.products, average.share, average.first, found.coefficients, settings.seed
+    ).holding(conflict, cosine)
     return ConsensusSummary(
+        store=store.path,
         names=groups.names,
         pairs=groups.pairs.tolist(),
+        blocks=np.diff(average.first).tolist(),
         norm=norm,
         cosine=cosine,
-        coefficient=coefficients,
+        coefficient=found.coefficients,
         conflict=conflict,
+        intervals=sure,
         left_out=part.left_out,
-        certificate=certify(groups.names, cosine, conflict, part.factor > 0, found_by.gap),
+        certificate=certify(groups.names, cosine, conflict, part.factor > 0, gap, sure),
+        outliers=find_outliers(store, groups.names, average.members),
+        hint=safety_hint(average.members, sure.signal, settings),
+        settings=settings,
+        seconds=0.0,
     )
 
 
@@ -88,7 +114,7 @@ def _reconcile(
 
 
 def _tell_weights(
-    store: GradientStore, terms: PairTerms, settings: ConsensusSettings, progress: Progress
+    store: GradientStore, belong: Members, settings: ConsensusSettings, progress: Progress
 ) -> None:
     """Say what the loss does to the pairs, where that is not what its name promises."""
     if settings.loss not in ("dpo", "lp-dpo") and not store.has("ref_logp"):
@@ -96,7 +122,7 @@ def _tell_weights(
             f"--loss {settings.loss} weighs all pairs alike here: the store has no reference "
             "log-probabilities, so the model is its own reference"
         )
-    flipped, silent = int((terms.weight < 0).sum()), int((terms.weight == 0).sum())
+    flipped, silent = int((belong.scale < 0).sum()), int((belong.scale == 0).sum())
     if flipped:
         progress.warn(f"{flipped:,} pairs have a negative weight: the loss pushes them back")
     if silent:

@@ -8,6 +8,10 @@ from congrad_cli.errors import NumericsError
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.weights import Floats
 
+NUMBERS = 1 << 22
+"""pcgrad takes as many orders at once as have so many coefficients."""
+TOGETHER = 64
+"""Opponents between two products of matrices: more cost more in the recursion between them."""
 CANCELLED = 1e-15
 """A square this small beside its parts' is what rounding leaves of zero in a Gramian."""
 
@@ -59,26 +63,51 @@ def pcgrad(gramian: Floats, orders: int, seed: int) -> Floats:
 
     Each g_i is projected, in a random order of the others, against every g_j it conflicts with:
     ``if <g_i, g_j> < 0: g_i -= <g_i, g_j> / |g_j|^2 g_j``. The projected gradients are added.
-    All of it happens on coefficients: row i of ``a`` [L, L] holds g_i in terms of the originals,
-    row i of ``dots`` [L, L] its products with them.
+    All of it happens on coefficients, for many orders at once.
     """
     count = len(gramian)
+    words = np.random.Philox(key=seed)
+    together = max(1, min(orders, NUMBERS // count**2))
     total = np.zeros(count)
-    square = np.diagonal(gramian)
-    everyone = np.arange(count)
-    for order in random_orders(count, orders, seed):
-        a, dots = np.eye(count), gramian.copy()
-        for other in order.T:  # [L]: the next opponent of every i
-            dot = dots[everyone, other]
-            hit = np.flatnonzero((dot < 0) & (other != everyone) & (square[other] > 0))
-            step = dot[hit] / square[other[hit]]
-            a[hit, other[hit]] -= step
-            dots[hit] -= step[:, None] * gramian[other[hit]]
-        total += a.sum(0)
+    for begin in range(0, orders, together):
+        drawn = _draw(words, count, min(together, orders - begin))
+        total += _surgery(gramian, drawn.reshape(-1, count))
     return total / orders
+
+
+def _surgery(gramian: Floats, order: NDArray[np.int64]) -> Floats:
+    """The sum of what is left of each g_i; row p of ``order`` [P, L] are those of i = p mod L.
+
+    Row p of ``a`` [P, L] holds g_i in terms of the originals. Opponents are met some at a time:
+    one product of matrices gives what <g_i, g_j> is for all of them when the first is met, and
+    the projections since then are a small triangular recursion.
+    """
+    count = len(gramian)
+    square = np.diagonal(gramian)
+    inverse = np.divide(1.0, square, out=np.zeros(count), where=square > 0)
+    row = np.arange(len(order))
+    a = np.zeros(order.shape)
+    a[row, row % count] = 1.0
+    for begin in range(0, count, TOGETHER):
+        other = order[:, begin : begin + TOGETHER]  # [P, t]
+        dots = np.take_along_axis(a @ gramian, other, 1)
+        own = other == (row % count)[:, None]
+        for place in range(other.shape[1]):
+            opponent = other[:, place]
+            hit = np.flatnonzero((dots[:, place] < 0) & ~own[:, place])
+            step = dots[hit, place] * inverse[opponent[hit]]
+            a[hit, opponent[hit]] -= step
+            ahead = other[hit, place + 1 :]
+            dots[hit, place + 1 :] -= step[:, None] * gramian[opponent[hit, None], ahead]
+    return np.asarray(a.sum(0), np.float64)
 
 
 def random_orders(count: int, orders: int, seed: int) -> NDArray[np.int64]:
     """``orders`` times a random order for every group, [orders, L, L], the same on any machine."""
-    words = np.random.Philox(key=seed).random_raw(orders * count * count)
-    return np.argsort(words.reshape(orders, count, count), axis=-1, kind="stable")
+    return _draw(np.random.Philox(key=seed), count, orders)
+
+
+def _draw(words: np.random.Philox, count: int, orders: int) -> NDArray[np.int64]:
+    """The next ``orders`` of them."""
+    drawn = words.random_raw(orders * count * count)
+    return np.argsort(drawn.reshape(orders, count, count), axis=-1, kind="stable")

@@ -10,7 +10,7 @@ from congrad_cli.records.record import BadRecord, Place, Record, Rejected
 
 KEY = "congrad"
 BLANK = b" \t\r\n"
-VERDICT = ("score", "error", "keep", "reason", "group", "flag", "rank_by")
+VERDICT = ("score", "error", "keep", "reason", "group", "flag", "rank_by", "duplicate_of")
 """What of a score file's entry goes into the record."""
 
 _OURS = re.compile(rb'(?:,[ \t\r\n]*)?(?<!\\)"congrad"[ \t\r\n]*:')

@@ -26,19 +26,26 @@ class Gate:
 
 def check_gate_options(settings: FilterSettings) -> None:
     """Raise :class:`UsageError` for limits that cannot be."""
-    rate, least = settings.max_drop_rate, settings.min_per_group
-    if rate is not None and not 0 <= rate <= 1:
-        raise UsageError(f"--max-drop-rate {rate} is not between 0 and 1.")
+    least = settings.min_per_group
+    for name, share in (("max-drop-rate", settings.max_drop_rate),
+                        ("max-conflict", settings.max_conflict)):
+        if share is not None and not 0 <= share <= 1:
+            raise UsageError(f"--{name} {share} is not between 0 and 1.")
     if least is not None and least < 1:
         raise UsageError(f"--min-per-group {least} is no number of pairs from 1.")
 
 
 def gates(
-    names: Sequence[str], pairs: Sequence[int], kept: Sequence[int], settings: FilterSettings
+    names: Sequence[str],
+    pairs: Sequence[int],
+    kept: Sequence[int],
+    settings: FilterSettings,
+    conflicts: tuple[int, int] | None = None,
 ) -> list[Gate]:
     """The gates that the settings ask for; ``pairs`` are the sketched ones of each group.
 
-    A group whose pairs all went without a sketch keeps none, and fails ``min_per_group``.
+    ``conflicts`` counts the pairs of groups that conflict, and all of them. A group whose pairs
+    all went without a sketch keeps none, and fails ``min_per_group``.
     """
     found = []
     if settings.max_drop_rate is not None:
@@ -56,6 +63,14 @@ def gates(
         found.append(Gate(
             "min-per-group", least, min(kept, default=0), not short,
             f"--min-per-group {least}: groups that keep fewer: {listed(short, quote=False)}",
+        ))
+    if settings.max_conflict is not None and conflicts is not None:
+        limit, (count, among) = settings.max_conflict, conflicts
+        share = count / max(among, 1)
+        found.append(Gate(
+            "max-conflict", limit, share, count <= limit * among + 1e-9,
+            f"--max-conflict {limit:g}: {count:,} of {among:,} pairs of groups conflict "
+            f"({share:.4g})",
         ))
     return found
 

@@ -8,7 +8,7 @@ the best of a group that the rule would leave with too few (``keep_at_least``).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ BEYOND_QUOTA = "beyond-quota"
 NO_DIRECTION = "no-direction"
 UNCERTAIN = "uncertain"
 AT_LEAST = "keep-at-least"
+NEAR_DUPLICATE = "near-duplicate"
 
 RULES = ("min_score", "keep_ratio", "keep", "quotas")
 
@@ -37,13 +38,15 @@ class Decisions:
 
     The threshold of a rule by number lies midway between the last score kept and the first one
     dropped; it is NaN where nothing was kept or nothing dropped. ``flag`` names the addition
-    that kept a pair which the rule alone would have dropped; "" elsewhere.
+    that kept a pair which the rule alone would have dropped; "" elsewhere. ``duplicate_of`` names,
+    of pairs dropped for it, the kept one whose gradient they repeat.
     """
 
     keep: NDArray[np.bool_]
     reason: list[str]
     threshold: Floats
     flag: list[str]
+    duplicate_of: dict[int, int] = field(default_factory=dict)
 
 
 def check_rule(settings: FilterSettings) -> None:
@@ -59,6 +62,9 @@ def check_rule(settings: FilterSettings) -> None:
         raise UsageError(f"--keep-ratio {settings.keep_ratio} is not between 0 and 1.")
     if settings.keep is not None and settings.keep < 0:
         raise UsageError(f"--keep {settings.keep} is negative.")
+    if settings.dedup is not None and not 0 < settings.dedup <= 1:
+        raise UsageError(f"--dedup {settings.dedup} is no cosine above 0.",
+                         "give one up to 1, such as 0.98")
     _check_additions(settings)
 
 
@@ -100,26 +106,22 @@ def decide(
     is judged by its score alone. ``quotas`` [L] are the groups' numbers, for ``--quotas``.
     """
     defined = ~np.isnan(score)
-    flag = [""] * len(score)
+    flag, why = [""] * len(score), dropped_because(settings)
     if by_score(settings):
-        least = 0.0 if settings.min_score is None else settings.min_score
-        threshold, why = np.full(len(score), least), BELOW
-        if settings.confidence is not None and error is not None:
-            threshold -= settings.confidence * np.nan_to_num(error)
+        threshold = least_scores(len(score), settings, error)
         keep = defined & (score >= threshold)
-        _note(flag, keep & (score < least), UNCERTAIN)
+        _note(flag, keep & (score < (settings.min_score or 0.0)), UNCERTAIN)
     else:
-        why = _beyond(settings)
         keep, threshold = np.zeros(len(score), bool), np.full(len(score), np.nan)
-        for inside, most in _parts(group, settings, quotas):
-            best = _best(score, inside & defined)
+        for inside, most in parts(group, settings, quotas):
+            best = best_first(score, inside & defined)
             keep[best[:most]] = True
             if 0 < most < len(best):
                 threshold[inside] = score[best[most - 1 : most + 1]].mean()
     if settings.keep_at_least is not None:
         more = np.zeros(len(score), bool)
         for label in np.unique(group):
-            more[_best(score, (group == label) & defined)[: settings.keep_at_least]] = True
+            more[best_first(score, (group == label) & defined)[: settings.keep_at_least]] = True
         _note(flag, more & ~keep, AT_LEAST)
         keep |= more
     reason = [
@@ -134,14 +136,26 @@ def borderline(scores: PairScores, decisions: Decisions) -> int:
     return int((np.abs(scores.score - decisions.threshold) <= scores.error).sum())
 
 
-def _beyond(settings: FilterSettings) -> str:
-    """Why a rule by number drops a pair."""
+def least_scores(
+    count: int, settings: FilterSettings, error: Floats | None
+) -> Floats:
+    """The least score that each pair may be kept with, [N], by a rule that judges by score."""
+    least = np.full(count, settings.min_score or 0.0)
+    if settings.confidence is not None and error is not None:
+        least -= settings.confidence * np.nan_to_num(error)
+    return least
+
+
+def dropped_because(settings: FilterSettings) -> str:
+    """Why the rule drops a pair."""
+    if by_score(settings):
+        return BELOW
     if settings.quotas is not None:
         return BEYOND_QUOTA
     return BEYOND_RATIO if settings.keep is None else BEYOND_COUNT
 
 
-def _parts(
+def parts(
     group: NDArray[np.int32], settings: FilterSettings, quotas: NDArray[np.int64] | None
 ) -> Iterator[tuple[NDArray[np.bool_], int]]:
     """The parts of the pairs that a rule by number looks at, [N] each, and how many each keeps."""
@@ -158,7 +172,7 @@ def _parts(
             yield inside, share_of(settings.keep_ratio or 0.0, int(inside.sum()))
 
 
-def _best(score: Floats, where: NDArray[np.bool_]) -> NDArray[np.int64]:
+def best_first(score: Floats, where: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The pairs there, the best first, equal ones in their order."""
     rows = np.flatnonzero(where)
     return rows[np.argsort(-score[rows], kind="stable")]

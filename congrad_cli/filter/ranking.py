@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
 from congrad_cli.errors import UsageError
+from congrad_cli.filter.items import Items
 from congrad_cli.filter.policy import by_score
 from congrad_cli.filter.scores import PairScores, pair_scores, turn_scores
+from congrad_cli.filter.target import Target
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats, pair_margins, pair_terms
+from congrad_cli.weights import Floats, pair_margins, pair_weights
 
 COSINES = ("score", "mean-score")
 LOSS_OPTIONS = ("loss", "beta", "length_penalty", "label_smoothing")
@@ -42,7 +44,8 @@ def check_ranking(settings: FilterSettings) -> None:
         raise UsageError(f"--rank-by {name} has no threshold of its own.",
                          "give --keep-ratio, --keep, --quotas or --min-score with it")
     unused = {"confidence": settings.confidence is not None,
-              "no_leave_one_out": not settings.leave_one_out}
+              "no_leave_one_out": not settings.leave_one_out,
+              "leave_out_by": settings.leave_out_by is not None}
     if name != "norm":
         unused |= {option: getattr(settings, option) is not None for option in LOSS_OPTIONS}
     for option, given in unused.items():
@@ -52,26 +55,41 @@ def check_ranking(settings: FilterSettings) -> None:
 
 
 def rank_pairs(
-    store: GradientStore, consensus: Consensus, made: ConsensusSettings, settings: FilterSettings
+    store: GradientStore, target: Target, settings: FilterSettings, items: Items | None = None
 ) -> Ranking:
-    """The numbers that the rules apply to; ``made`` are the settings of the consensus."""
+    """The numbers that the rules apply to; the pairs of each of ``items`` leave each other out."""
     if settings.rank_by == "margin":
         return _plain(*_margins(store))
     if settings.rank_by == "random":
         seed = settings.seed or 0
         return _plain(random_values(store.column("digest"), seed), f"random numbers of seed {seed}")
-    terms = pair_terms(store, made)
-    weight = pair_terms(store, _own_loss(made, settings)).weight
+    weight = own_weights(store, target, settings)
     if settings.rank_by == "norm":
         norm = np.abs(weight) * store.column("norm")
         return replace(_plain(0.0 - norm, "minus the norm of the loss gradient"),
                        silent=weight == 0)
-    about = "cosine with the consensus"
+    consensus, about = target.consensus, "cosine with the consensus"
     if settings.rank_by == "mean-score":
         consensus, about = plain_mean(consensus), "cosine with the plain mean of the groups"
-    scores = pair_scores(store, consensus, terms.scale, terms.share, settings.leave_one_out)
-    others = " of the other pairs" if settings.leave_one_out else ""
-    return Ranking(turn_scores(scores, terms.weight, weight), weight == 0, about + others)
+    alone = settings.leave_one_out and not target.released
+    scores = pair_scores(store, consensus, target.members, alone, items)
+    scores = turn_scores(scores, target.members.scale, weight)
+    return Ranking(scores, weight == 0, about + _others(target, settings))
+
+
+def own_weights(store: GradientStore, target: Target, settings: FilterSettings) -> Floats:
+    """w_i of every pair, [N], by the loss that the pairs are scored with."""
+    return pair_weights(store, own_loss(target.settings, settings))
+
+
+def _others(target: Target, settings: FilterSettings) -> str:
+    """Whose consensus it is."""
+    if target.released:
+        return f" of {target.store}"
+    if not settings.leave_one_out:
+        return ""
+    field = settings.leave_out_by
+    return " of the other pairs" + (f", other items by '{field}'" if field else "")
 
 
 def plain_mean(consensus: Consensus) -> Consensus:
@@ -108,7 +126,7 @@ def _plain(value: Floats, about: str) -> Ranking:
     return Ranking(PairScores(value, nothing), np.zeros(len(value), bool), about)
 
 
-def _own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSettings:
+def own_loss(made: ConsensusSettings, settings: FilterSettings) -> ConsensusSettings:
     """The consensus' settings with the loss that the pairs are scored by."""
     given = {name: getattr(settings, name) for name in LOSS_OPTIONS}
     return replace(made, **{name: value for name, value in given.items() if value is not None})

@@ -6,13 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.direction import Consensus
+from congrad_cli.filter.items import Items
+from congrad_cli.filter.without import (
+    Remainder,
+    count_pulling,
+    read_in_parts,
+    without_item,
+)
 from congrad_cli.jackknife import jackknife_error
-from congrad_cli.products import GroupProducts, PairProducts, group_products, pair_products
+from congrad_cli.products import (
+    GroupProducts,
+    PairProducts,
+    Rows,
+    Targets,
+    exact_targets,
+    fast_targets,
+    group_products,
+    pair_products,
+)
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import Floats
+from congrad_cli.weights import Floats, Members
 
 CANCELLED = 1e-12
 """A squared length this small beside its parts' counts as zero; G is summed in float32."""
+
+WEAK = 0.1
+"""Where a squared length is less of its parts', they cancel, and products are taken in float64."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +66,83 @@ class _Terms:
 
 
 def pair_scores(
-    store: GradientStore, consensus: Consensus, scale: Floats, share: Floats, leave_one_out: bool
+    store: GradientStore,
+    consensus: Consensus,
+    members: Members,
+    leave_one_out: bool,
+    items: Items | None = None,
 ) -> PairScores:
     """cos(g_i, d_-i) of every pair; undefined where one of the two is zero.
 
-    ``scale`` [N] turns a stored unit direction into g_i, ``share`` [N] is c_i. All that is needed
-    follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
+    All that is needed follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
+    The pairs of each of ``items`` are taken out of d together.
     """
-    unit = np.abs(scale).max() or 1.0  # keeps squares of tiny gradients away from underflow
-    scale, a = scale / unit, consensus.coefficients
-    consensus = Consensus(
-        consensus.direction / unit, consensus.gradients / unit, a, consensus.excess / unit**2
-    )
-    fixed = group_products(consensus)
-    score, error = np.empty(len(store)), np.empty(len(store))
-    begin = 0
-    for block in store.blocks():
-        rows = slice(begin, begin + len(block.row))
-        begin = rows.stop
-        direction, label, silent = block.direction.astype(np.float64), block.group, scale[rows] == 0
+    consensus, members = scaled(consensus, members)
+    scale, share, a = members.scale, members.share, consensus.coefficients
+    codec, fixed = store.header.codec, group_products(consensus)
+    fast, exact = (make(consensus, codec.width) for make in (fast_targets, exact_targets))
+
+    def terms(place: NDArray[np.int64], direction: Rows, targets: Targets) -> _Terms:
+        silent, label = scale[place] == 0, members.label[place]
         # a zero weight leaves the score on the sketch itself
-        factor, term = np.where(silent, 1.0, scale[rows]), scale[rows] * share[rows]
-        pairs = pair_products(direction, label, factor, term, consensus, store.header.codec)
+        factor, term = np.where(silent, 1.0, scale[place]), scale[place] * share[place]
+        pairs = pair_products(direction, label, factor, term, targets, codec)
         if leave_one_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
             )
-            terms = _without_the_pair(pairs, own_group, a[label], share[rows], silent)
-        else:
-            length = np.broadcast_to(fixed.d_square, pairs.square.shape)
-            terms = _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
-        found = terms.cosines()
-        score[rows], error[rows] = found.score, found.error
-    return PairScores(score, error)
+            return _without_the_pair(pairs, own_group, a[label], share[place], silent)
+        length = np.broadcast_to(fixed.d_square, pairs.square.shape)
+        return _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
+
+    score, error = np.empty(len(store)), np.empty(len(store))
+    alone = None if items is None else np.flatnonzero(items.single)
+    for block in store.blocks(label=members.label, places=alone):
+        found = terms(block.place, block.direction, fast)
+        cosines = found.cosines()
+        score[block.place], error[block.place] = cosines.score, cosines.error
+        weak = np.flatnonzero(~(found.other.sum(1) > WEAK * found.parts))
+        if len(weak):
+            place, rows = block.place[weak], block.direction[weak].astype(np.float64)
+            cosines = terms(place, rows, exact).cosines()
+            score[place], error[place] = cosines.score, cosines.error
+    scores = PairScores(score, error)
+    if items is not None:
+        _score_items(store, consensus, members, items, scores)
+    return scores
+
+
+def scaled(consensus: Consensus, members: Members) -> tuple[Consensus, Members]:
+    """Both divided by the pairs' largest scale, which keeps squares of tiny gradients away from
+    underflow and changes no cosine."""
+    unit = np.abs(members.scale).max(initial=0) or 1.0
+    smaller = Consensus(consensus.direction / unit, consensus.gradients / unit,
+                        consensus.coefficients, consensus.excess / unit**2)
+    return smaller, Members(members.label, members.scale / unit, members.share)
+
+
+def _score_items(
+    store: GradientStore, consensus: Consensus, members: Members, items: Items, scores: PairScores
+) -> None:
+    """Fill in the scores of the items' pairs, each against the consensus without its item."""
+    codec = store.header.codec
+    pulling = count_pulling(members, len(consensus.coefficients))
+    for places, item in read_in_parts(store, items):
+        without = without_item(consensus, Remainder.of(places, members, pulling), item())
+        d = without.direction.reshape(codec.width, -1)
+        for rows in item():
+            factor = members.scale[rows.places][:, None]
+            factor = np.where(factor == 0, 1.0, factor)
+            blocks = rows.direction.reshape(len(rows.places), codec.width, -1)
+            own = factor**2 * rows.squares.true
+            terms = _Terms(
+                dot=factor * np.vecdot(blocks, d), own=own,
+                other=np.broadcast_to(without.square, own.shape),
+                parts=np.full(len(own), without.parts),
+            )  # fmt: skip
+            found = terms.cosines()
+            scores.score[rows.places] = found.score
+            scores.error[rows.places] = found.error
 
 
 def _without_the_pair(

@@ -12,8 +12,9 @@ import numpy as np
 from congrad_cli import __version__
 from congrad_cli.filter.gates import Gate, gates
 from congrad_cli.filter.policy import KEPT, borderline
+from congrad_cli.filter.target import Target
 from congrad_cli.filter.verdicts import Outcome, number
-from congrad_cli.settings import FORMAT, ConsensusSettings, FilterSettings
+from congrad_cli.settings import FORMAT, FilterSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
@@ -38,7 +39,7 @@ class FilterSummary:
     gates: list[Gate]
     about: str  # what the scores are
     settings: FilterSettings
-    consensus: ConsensusSettings
+    target: Target
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +64,10 @@ class FilterSummary:
             "score_is": self.about,
             "gates": {gate.name: gate.to_json() for gate in self.gates},
             "settings": _plain(asdict(self.settings)),
-            "consensus": _plain(asdict(self.consensus)),
+            "consensus": _plain(asdict(self.target.settings)) | {
+                "store": str(self.target.store), "sha256": self.target.sha256,
+                "pairs_seen": self.target.seen,
+            },
             "versions": {"congrad": __version__, "store_format": FORMAT,
                          "python": platform.python_version(), "numpy": np.__version__},
             "seconds": round(self.seconds, 3),
@@ -72,20 +76,20 @@ class FilterSummary:
 
 def summarise(
     store: GradientStore,
+    target: Target,
     outcome: Outcome,
     settings: FilterSettings,
-    made: ConsensusSettings,
     seconds: float,
 ) -> FilterSummary:
     """Count what was decided about the store's data."""
-    group, count = store.column("group"), len(store.groups)
+    group, count = target.label, len(target.names)
     scores, decisions = outcome.ranking.scores, outcome.decisions
     waiting = store.rows - len(store) - len(outcome.skipped)  # with --allow-partial
     pairs = np.bincount(group, minlength=count).tolist()
     kept = np.bincount(group[decisions.keep], minlength=count).tolist()
     return FilterSummary(
         store=store.path,
-        names=store.groups,
+        names=target.names,
         pairs=pairs,
         kept=kept,
         median=[_median(scores.score[group == label]) for label in range(count)],
@@ -95,10 +99,10 @@ def summarise(
             *(reason for reason in decisions.reason if reason != KEPT),
         ])),
         borderline=None if np.isnan(scores.error).all() else borderline(scores, decisions),
-        gates=gates(store.groups, pairs, kept, settings),
+        gates=gates(target.names, pairs, kept, settings, outcome.conflicts),
         about=outcome.ranking.about,
         settings=settings,
-        consensus=made,
+        target=target,
         seconds=seconds,
     )
 

@@ -9,8 +9,10 @@ import numpy as np
 from congrad_cli.errors import StoreError
 from congrad_cli.filter.policy import Decisions
 from congrad_cli.filter.ranking import Ranking
+from congrad_cli.filter.target import Target
 from congrad_cli.records.record import Record, Rejected
 from congrad_cli.store import GradientStore
+from congrad_cli.weights import Floats
 
 ZERO_WEIGHT = "zero-weight"
 
@@ -28,20 +30,28 @@ def as_json(entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the store's pairs were ranked by, what was decided, and the rows without a sketch."""
+    """What the store's pairs were ranked by, what was decided, and the rows without a sketch.
+
+    ``cosines`` [N, L] are those with the group gradients, and ``conflicts`` counts the pairs of
+    groups that conflict and all of them, where they were asked for.
+    """
 
     ranking: Ranking
     decisions: Decisions
     skipped: dict[int, str]
+    cosines: Floats | None = None
+    conflicts: tuple[int, int] | None = None
 
 
 class Verdicts:
     """Looks up what was decided about a record, and checks that it is the record sketched."""
 
-    def __init__(self, store: GradientStore, outcome: Outcome, rank_by: str) -> None:
+    def __init__(
+        self, store: GradientStore, target: Target, outcome: Outcome, rank_by: str
+    ) -> None:
         self._store, self._outcome = store, outcome
         self._named = {} if rank_by == "score" else {"rank_by": rank_by}
-        self._group = store.column("group")
+        self._target = target
         self._place = np.full(store.rows, -1, np.int64)
         self._place[store.row] = np.arange(len(store))
 
@@ -62,14 +72,26 @@ class Verdicts:
         flags = (decisions.flag[place], ZERO_WEIGHT if ranking.silent[place] else "")
         flag = ",".join(filter(None, flags))
         return {
-            "group": self._store.groups[self._group[place]],
+            "group": self._target.names[self._target.label[place]],
             "score": number(ranking.scores.score[place]),
             "error": number(ranking.scores.error[place]),
             "keep": bool(decisions.keep[place]),
             "reason": decisions.reason[place],
             **self._named,
             **({"flag": flag} if flag else {}),
+            **self._more(place),
         }
+
+    def _more(self, place: int) -> dict[str, Any]:
+        """Which pair's gradient it repeats, and the cosines with the groups."""
+        twin, cosines = self._outcome.decisions.duplicate_of.get(place), self._outcome.cosines
+        return {
+            **({} if twin is None else {"duplicate_of": int(self._store.row[twin])}),
+            **({} if cosines is None else {"cosines": {
+                name: number(value)
+                for name, value in zip(self._target.groups, cosines[place].tolist(), strict=True)
+            }}),
+        }  # fmt: skip
 
     def _find(self, record: Record | Rejected) -> int:
         """The place of the record's row in the store, or -1 where it has none."""

@@ -29,7 +29,7 @@ def write_outputs(
 
     Nothing is written before every record of the data has been found to be the one sketched.
     """
-    files = _files(store, settings)
+    files = data_files(store, settings)
     _check_outputs(settings, [file.path for file in files])
     containers = {container(file) for file in files}
     with ExitStack() as stack:
@@ -54,7 +54,7 @@ def write_outputs(
             )
 
 
-def _files(store: GradientStore, settings: FilterSettings) -> list[DataFile]:
+def data_files(store: GradientStore, settings: FilterSettings) -> list[DataFile]:
     """The data's files, which must be there."""
     if settings.data:
         return find_files(settings.data)

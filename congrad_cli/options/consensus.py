@@ -12,11 +12,19 @@ Method = Annotated[
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
 ]
-ConsensusSeed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders.")]
+ConsensusSeed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders, and of clusters.")
+]
 Average = Annotated[
     str,
-    typer.Option(metavar="mean|ema",
-                 help="Average inside a group: all pairs alike, or the paper's moving one."),
+    typer.Option(metavar="mean|ema|trimmed|median-of-means",
+                 help="Average inside a group: all pairs alike, the paper's moving one, without "
+                      "the longest gradients, or the median of random blocks' means."),
+]
+Trim = Annotated[
+    float,
+    typer.Option(min=0.0, max=0.499999,
+                 help="trimmed: the share of each group's pairs that is left out."),
 ]
 EmaDecay = Annotated[
     float, typer.Option(min=0.0, max=0.999999, help="Decay of the moving average.")
@@ -26,8 +34,9 @@ EmaBatch = Annotated[
 ]
 PairNorm = Annotated[
     str,
-    typer.Option(metavar="raw|unit",
-                 help="raw: gradients as they are; unit: every pair pulls equally."),
+    typer.Option(metavar="raw|unit|clip:Q",
+                 help="raw: gradients as they are; unit: every pair pulls equally; clip:Q: none "
+                      "is longer than the Q-quantile of all lengths."),
 ]
 NormalizeGroups = Annotated[
     str,
@@ -39,6 +48,17 @@ Weights = Annotated[
     typer.Option(metavar="uniform|size|FILE",
                  help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
                       "or a JSON object's number for it (1 where it names none)."),
+]
+Groups = Annotated[
+    str,
+    typer.Option(metavar="data|cluster:K",
+                 help="What is averaged over: the data's groups, or K clusters of the pairs' own "
+                      "gradients."),
+]
+MergeGroups = Annotated[
+    float,
+    typer.Option(metavar="COS", min=0.0, max=1.0,
+                 help="Groups whose gradients all have this cosine or more become one; 0: none."),
 ]
 MinPairs = Annotated[
     int, typer.Option(min=1, help="Groups with fewer pairs take no part; they are still scored.")
@@ -58,5 +78,8 @@ LengthPenalty = Annotated[
 ]
 LabelSmoothing = Annotated[
     float, typer.Option(min=0.0, max=0.499999, help="robust: share of wrong labels assumed.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout instead of the store's path.")
 ]
 Name = Annotated[str, typer.Option(help="Name of the result inside the store.")]

@@ -44,6 +44,18 @@ LeaveOneOut = Annotated[
     typer.Option("--leave-one-out/--no-leave-one-out",
                  help="Score each pair against the consensus of the others."),
 ]
+LeaveOutBy = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD",
+                 help="Score each pair against the consensus without all pairs whose record has "
+                      "the same value in this field, such as translations of one text."),
+]
+Dedup = Annotated[
+    float | None,
+    typer.Option(metavar="COS",
+                 help="Keep no pair whose gradient has at least this cosine with a better one "
+                      "that is kept; the next best has its place."),
+]
 FilterLoss = Annotated[
     str | None,
     typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust",
@@ -55,7 +67,10 @@ FilterLabelSmoothing = Annotated[
     float | None, typer.Option(min=0.0, max=0.499999, help="Its share of wrong labels, for robust.")
 ]
 WhichConsensus = Annotated[
-    str, typer.Option("--consensus", metavar="NAME", help="Which consensus of the store.")
+    str,
+    typer.Option("--consensus", metavar="NAME|STORE[:NAME]",
+                 help="Which consensus of the store, or of another store: its pairs are compared "
+                      "with a direction that was released before."),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write kept lines here, not to stdout (-).")
@@ -65,6 +80,11 @@ Dropped = Annotated[
 ]
 Scores = Annotated[
     Path | None, typer.Option(help="Write one JSON object per pair here: score and reason.")
+]
+GroupCosines = Annotated[
+    bool,
+    typer.Option("--group-cosines",
+                 help="With --scores: each pair's cosine with every group's gradient, too."),
 ]
 Annotate = Annotated[
     bool,
@@ -88,4 +108,10 @@ MinPerGroup = Annotated[
     int | None,
     typer.Option(metavar="N",
                  help="Exit 6, with everything written, if a group keeps fewer pairs."),
+]
+MaxConflict = Annotated[
+    float | None,
+    typer.Option(metavar="R",
+                 help="Exit 6, with everything written, if more than this share of the pairs of "
+                      "groups pull in conflicting directions."),
 ]

@@ -16,6 +16,12 @@ Quick = Annotated[
 ReportJson = Annotated[
     bool, typer.Option("--json", help="The result as one JSON object on stdout.")
 ]
+Compare = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="A B",
+                 help="Two consensus results, NAME or STORE[:NAME]: what each would keep of the "
+                      "store's pairs."),
+]
 Exact = Annotated[
     int | None,
     typer.Option(min=3, max=4096, metavar="K",

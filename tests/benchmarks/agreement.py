@@ -18,7 +18,7 @@ from congrad_cli.direction import Consensus
 from congrad_cli.filter.policy import decide
 from congrad_cli.filter.scores import pair_scores
 from congrad_cli.settings import ConsensusSettings, FilterSettings
-from congrad_cli.weights import pair_terms
+from congrad_cli.weights import members
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from synthetic import memory_store, unit_rows
@@ -50,13 +50,13 @@ def view(
     label, score, error, kept = store.column("group"), {}, {}, {}
     for method in METHODS:
         wanted = replace(ConsensusSettings(), method=method)
-        terms = pair_terms(store, wanted)
-        found = group_gradients(store, terms.scale * terms.share)
-        coefficients = solve(found.gramian, wanted)
+        terms = members(store, label, len(store.groups), wanted)
+        found = group_gradients(store, store.groups, terms)
+        coefficients = solve(found.gramian, wanted).coefficients
         consensus = Consensus(
             coefficients @ found.gradients, found.gradients, coefficients, found.excess
         )
-        scores = pair_scores(store, consensus, terms.scale, terms.share, True)
+        scores = pair_scores(store, consensus, terms, True)
         score[method], error[method] = scores.score, scores.error
         kept[method] = decide(score[method], label, FilterSettings(keep_ratio=0.5)).keep
     return View(unit @ unit.T, score, error, kept)

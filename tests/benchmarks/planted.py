@@ -28,7 +28,6 @@ from congrad_cli.settings import (
 )
 from congrad_cli.sketch.index import index_data
 from congrad_cli.store import GradientStore
-from congrad_cli.weights import pair_terms
 
 
 def main() -> None:
@@ -58,10 +57,9 @@ def main() -> None:
         for norm in ("raw", "unit"):
             wanted = replace(ConsensusSettings(), method=method, pair_norm=norm, name="planted")
             consensus.run(store_path, wanted, TerminalProgress(quiet=True))
-            found, _ = read_consensus(store_path, "planted", store)
-            terms = pair_terms(store, wanted)
+            found = read_consensus(store_path, "planted", store)
             values = [split(
-                pair_scores(store, found, terms.scale, terms.share, out).score, planted
+                pair_scores(store, found.consensus, found.members, out).score, planted
             ) for out in (True, False)]
             print(f"{method:8} {norm:6} {values[0]:14.3f} {values[1]:12.3f}")
 

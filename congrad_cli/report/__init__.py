@@ -1,0 +1,1 @@
+"""The HTML report: what was kept and dropped, why, and what the languages disagree on."""
