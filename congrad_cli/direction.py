@@ -37,8 +37,8 @@ class Consensus:
 class StoredConsensus:
     """A consensus, the names [L] of its groups, what every pair added to them, and its options.
 
-    ``findings`` is what the command said of it, as JSON: see the README's ``congrad.consensus/1``;
-    ``matrices`` are those of :data:`MATRICES` that the file has.
+    ``findings`` is what the command said of it, as JSON (``congrad.consensus/1`` in
+    docs/commands.md); ``matrices`` are those of :data:`MATRICES` that the file has.
     """
 
     consensus: Consensus

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each kind with its exit code (the README lists them)."""
+"""The errors a user can cause, each kind with its exit code (docs/reference.md lists them)."""
 
 from typing import ClassVar
 

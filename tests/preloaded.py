@@ -12,9 +12,11 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,13 +92,81 @@ class PreloadedCongrad:
         return subprocess.CompletedProcess(request["args"], code, out, err)
 
 
-def serve() -> None:
-    """The side of the server: one fork a request, one exit code a line."""
+CLIENT = """#!{python} -SE
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({place!r})
+words = chr(0).join([os.getcwd(), *sys.argv[1:]]).encode()
+socket.send_fds(server, [words], [0, 1, 2])
+for number in 0, 1, 2:
+    os.close(number)
+os._exit(int(server.recv(16) or b"1"))
+"""
+
+
+@contextlib.contextmanager
+def congrad_program(folder: Path) -> Iterator[Path]:
+    """A program ``congrad`` in the folder, for shells: it hands itself over to a server's fork."""
+    place, program = folder / "socket", folder / "congrad"
+    program.write_text(CLIENT.format(python=sys.executable, place=str(place)))
+    program.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, __file__, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        server.stdout.readline()
+        yield program
+        server.kill()
+
+
+def serve_shells(place: str) -> None:
+    """One fork for each connection, which brings words and streams; the exit code goes back."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen()
+    _preload()
+    print("ready", flush=True)
+    while True:
+        client, _ = listener.accept()
+        words, streams, _, _ = socket.recv_fds(client, 1 << 16, 3)
+        if os.fork() == 0:
+            listener.close()
+            child = os.fork()
+            if child == 0:
+                client.close()
+                _take_over(words.decode().split("\0"), streams)
+            for stream in streams:
+                os.close(stream)  # or pipes would never end
+            _, status = os.waitpid(child, 0)
+            client.send(str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        client.close()
+        for stream in streams:
+            os.close(stream)
+
+
+def _take_over(words: list[str], streams: list[int]) -> NoReturn:
+    """Be ``congrad`` with these words, the first of which is its folder."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (file descriptors)
+    sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115
+    os.chdir(words[0])
+    sys.argv = ["congrad", *words[1:]]
+    _end_as(_run_main)
+
+
+def _preload() -> None:
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # other versions may not have it; saves less then
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # or every fork's collector would touch, and so copy, all of this memory
+
+
+def serve() -> None:
+    """The side of the server: one fork a request, one exit code a line."""
+    _preload()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -107,10 +177,7 @@ def serve() -> None:
 
 
 def _become_congrad(request: dict[str, Any]) -> NoReturn:
-    from congrad_cli.cli import main
-
-    code: Any = 1
-    try:
+    def begin() -> None:
         stdin, stdout, stderr = request["streams"]
         if terminal := request["terminal"]:
             os.setsid()  # or the terminal would not become ours when it is opened
@@ -128,7 +195,22 @@ def _become_congrad(request: dict[str, Any]) -> NoReturn:
         if request["program"]:
             runpy.run_path(request["program"], run_name="__main__")
         else:
-            main()
+            _run_main()
+
+    _end_as(begin)
+
+
+def _run_main() -> None:
+    from congrad_cli.cli import main
+
+    main()
+
+
+def _end_as(work: Callable[[], None]) -> NoReturn:
+    """Do the work, and end this process as an interpreter would."""
+    code: Any = 1
+    try:
+        work()
         code = 0
     except SystemExit as error:
         code = error.code or 0
@@ -141,4 +223,4 @@ def _become_congrad(request: dict[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve()
+    serve_shells(sys.argv[1]) if len(sys.argv) > 1 else serve()

@@ -1,4 +1,4 @@
-"""Codes of bad records are a contract: every one that the code can give is in the README."""
+"""Codes of bad records are a contract: every one that the code can give is in docs/data.md."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import congrad_cli
 from congrad_cli.records.damage import BROKEN
 
 PACKAGE = Path(congrad_cli.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text()
+DATA = (PACKAGE.parent / "docs" / "data.md").read_text()
 MAKERS = {"fail": 0, "Fault": 0, "Skip": 1, "BadRecord": 2}
 """Calls that give a code, and the place of the code among their arguments."""
 
@@ -36,8 +36,8 @@ def codes() -> set[str]:
 
 
 def documented() -> set[str]:
-    """The codes of the README's table."""
-    table = README.split("| code | meaning |")[1].split("\n\n")[0]
+    """The codes of the table."""
+    table = DATA.split("| code | meaning |")[1].split("\n\n")[0]
     return {code for row in table.strip().splitlines()
             for code in re.findall(r"`([a-z0-9-]+)`", row.split("|")[1])}
 

@@ -1,4 +1,4 @@
-"""The README's tables of JSON keys, against what the commands write."""
+"""The manual's tables of JSON keys, against what the commands write."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from congrad_cli.filter.compare import compare
 from congrad_cli.progress import Silent
 from congrad_cli.settings import ConsensusSettings, FilterSettings
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+MANUAL = (Path(__file__).parent.parent / "docs" / "commands.md").read_text()
 KINDS = {"text": str, "number": (int, float), "null": type(None), "true": bool, "false": bool}
 ANY = {"REASON", "GROUP", "GATE", "OPTION"}
 
@@ -23,7 +23,7 @@ ANY = {"REASON", "GROUP", "GATE", "OPTION"}
 def documented(schema):
     """Key -> kinds, from the table that has the schema's name in its first row."""
     table = re.search(r"(?:^\|.*\n)*^\| `schema` \| text \| `" + re.escape(schema)
-                      + r"` \|\n(?:^\|.*\n)*", README, re.MULTILINE)
+                      + r"` \|\n(?:^\|.*\n)*", MANUAL, re.MULTILINE)
     rows = [line.split("|")[1:3] for line in table[0].splitlines() if line.startswith("| `")]
     return {key: [kind.strip() for kind in kinds.split(",")]
             for names, kinds in rows for key in re.findall("`([^`]+)`", names)}
@@ -37,7 +37,7 @@ def walk(value, table, path=()):
     for key, part in value.items():
         here = next((name for name in [key, *sorted(ANY)] if any(
             entry.split(".")[: len(path) + 1] == [*path, name] for entry in table)), None)
-        assert here is not None, f"{'.'.join([*path, key])} is not in the README"
+        assert here is not None, f"{'.'.join([*path, key])} is not in the manual"
         yield from walk(part, table, (*path, here))
 
 
@@ -80,7 +80,7 @@ def test_the_comparison_is_as_documented(store):
 
 def test_a_key_that_is_not_documented_would_be_noticed(store):
     found = compare(store, "default", "default", Silent()).to_json()
-    with pytest.raises(AssertionError, match=r"groups\.GROUP\.c is not in the README"):
+    with pytest.raises(AssertionError, match=r"groups\.GROUP\.c is not in the manual"):
         found["groups"]["de"]["c"] = 1
         check(found, "congrad.compare/1")
     del found["groups"]["de"]["c"], found["overlap"]

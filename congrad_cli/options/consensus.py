@@ -7,7 +7,7 @@ import typer
 Method = Annotated[
     str,
     typer.Option(metavar="pcgrad|mean|mgda|upgrad|dualproj|cagrad|imtl-g|aligned-mtl|nash-mtl",
-                 help="How groups are reconciled; the README says what each method promises."),
+                 help="How groups are reconciled; docs/commands.md says what each promises."),
 ]
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")

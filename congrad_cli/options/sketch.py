@@ -126,7 +126,7 @@ IdField = Annotated[str, typer.Option(help="Field with the pair's id, if any.")]
 ShapeName = Annotated[
     str | None,
     typer.Option("--shape", metavar="NAME",
-                 help="Read records as this shape; without it, the data tells. README lists them."),
+                 help="The shape of all records, a name of docs/data.md; else the data tells."),
 ]
 GroupBy = Annotated[
     str,
