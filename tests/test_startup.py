@@ -1,6 +1,7 @@
 """Help is instant, numpy-only commands stay numpy-only, and every option says what it does."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -203,3 +204,24 @@ def test_an_interrupt_while_the_commands_are_imported_ends_quietly():
             "main()\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(("words", "found"), [
+    ("congrad con", {"consensus"}),
+    ("congrad consensus --merge", {"--merge-groups"}),
+    ("congrad consensus --method up", {"upgrad"}),
+    ("congrad consensus --pair-norm ", {"raw", "unit"}),
+    ("congrad loop gen", {"generate"}),
+])  # fmt: skip
+def test_shells_complete_commands_options_and_values_at_once(words, found):
+    """Somebody waits at every press of Tab: nothing heavy may be imported."""
+    environment = os.environ | {
+        "_CONGRAD_COMPLETE": "complete_bash", "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    command = [sys.executable, "-c", RUN_AND_LIST]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == found
+    imported = {name.partition(".")[0] for name in json.loads(done.stderr.rpartition("\n")[2])}
+    assert imported.isdisjoint(HEAVY)

@@ -4,10 +4,12 @@ from typing import Annotated
 
 import typer
 
+from congrad_cli.options.choice import choice
+
 Method = Annotated[
     str,
-    typer.Option(metavar="pcgrad|mean|mgda|upgrad|dualproj|cagrad|imtl-g|aligned-mtl|nash-mtl",
-                 help="How groups are reconciled; docs/commands.md says what each promises."),
+    choice("pcgrad|mean|mgda|upgrad|dualproj|cagrad|imtl-g|aligned-mtl|nash-mtl",
+           help="How groups are reconciled; docs/commands.md says what each promises."),
 ]
 Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
@@ -17,9 +19,9 @@ ConsensusSeed = Annotated[
 ]
 Average = Annotated[
     str,
-    typer.Option(metavar="mean|ema|trimmed|median-of-means",
-                 help="Average inside a group: all pairs alike, the paper's moving one, without "
-                      "the longest gradients, or the median of random blocks' means."),
+    choice("mean|ema|trimmed|median-of-means",
+           help="Average inside a group: all pairs alike, the paper's moving one, without "
+                "the longest gradients, or the median of random blocks' means."),
 ]
 Trim = Annotated[
     float,
@@ -34,20 +36,20 @@ EmaBatch = Annotated[
 ]
 PairNorm = Annotated[
     str,
-    typer.Option(metavar="raw|unit|clip:Q",
-                 help="raw: gradients as they are; unit: every pair pulls equally; clip:Q: none "
-                      "is longer than the Q-quantile of all lengths."),
+    choice("raw|unit|clip:Q",
+           help="raw: gradients as they are; unit: every pair pulls equally; clip:Q: none "
+                "is longer than the Q-quantile of all lengths."),
 ]
 NormalizeGroups = Annotated[
     str,
-    typer.Option(metavar="none|unit",
-                 help="unit: each group's gradient is divided by its length first."),
+    choice("none|unit",
+           help="unit: each group's gradient is divided by its length first."),
 ]
 Weights = Annotated[
     str,
-    typer.Option(metavar="uniform|size|FILE",
-                 help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
-                      "or a JSON object's number for it (1 where it names none)."),
+    choice("uniform|size|FILE",
+           help="Each group's gradient is multiplied by this first: 1, its number of pairs, "
+                "or a JSON object's number for it (1 where it names none)."),
 ]
 Groups = Annotated[
     str,
@@ -70,7 +72,7 @@ RequireDescent = Annotated[
 ]
 Loss = Annotated[
     str,
-    typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
+    choice("dpo|lp-dpo|ipo|hinge|robust", help="The loss that weighs the pairs."),
 ]
 Beta = Annotated[float, typer.Option(min=1e-9, help="beta of the loss.")]
 LengthPenalty = Annotated[

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from congrad_cli.options.choice import choice
+
 RankBy = Annotated[
     str,
-    typer.Option(metavar="score|mean-score|margin|norm|random",
-                 help="What rules apply to: the score, or a baseline to compare it with."),
+    choice("score|mean-score|margin|norm|random",
+           help="What rules apply to: the score, or a baseline to compare it with."),
 ]
 RankSeed = Annotated[
     int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of --rank-by random; 0.")
@@ -58,8 +60,8 @@ Dedup = Annotated[
 ]
 FilterLoss = Annotated[
     str | None,
-    typer.Option(metavar="dpo|lp-dpo|ipo|hinge|robust",
-                 help="Score pairs as this loss weighs them; else the consensus' own."),
+    choice("dpo|lp-dpo|ipo|hinge|robust",
+           help="Score pairs as this loss weighs them; else the consensus' own."),
 ]
 FilterBeta = Annotated[float | None, typer.Option(min=1e-9, help="Its beta.")]
 FilterLengthPenalty = Annotated[float | None, typer.Option(help="Its alpha, for lp-dpo.")]

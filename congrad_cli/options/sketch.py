@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from congrad_cli.options.choice import choice
+
 SketchData = Annotated[
     list[str] | None,
     typer.Argument(help="Files of preference pairs (JSONL, JSON, gz, zst, parquet), globs, a "
@@ -24,24 +26,24 @@ Revision = Annotated[
 ]
 ChatTemplate = Annotated[
     str | None,
-    typer.Option(metavar="FILE|plain",
-                 help="Use this Jinja chat template instead of the tokenizer's own."),
+    choice("FILE|plain",
+           help="Use this Jinja chat template instead of the tokenizer's own."),
 ]
 MaxLength = Annotated[
     int, typer.Option(min=2, help="Cut prompt + answer at this many tokens, as TRL does.")
 ]
 RowSize = Annotated[
     str | None,
-    typer.Option(metavar="4k|8k|16k",
-                 help="Bytes kept of each gradient, in the numbers and code that are best; 16k."),
+    choice("4k|8k|16k",
+           help="Bytes kept of each gradient, in the numbers and code that are best; 16k."),
 ]
 Dim = Annotated[
     int | None, typer.Option(min=1, max=1 << 24, help="Numbers kept of each gradient; 32768.")
 ]
 Width = Annotated[
     str,
-    typer.Option(metavar="auto|N",
-                 help="Random directions that stand for a layer's input side; auto: by the model."),
+    choice("auto|N",
+           help="Random directions that stand for a layer's input side; auto: by the model."),
 ]
 Leading = Annotated[
     int, typer.Option(min=0, help="Leading directions of each layer's inputs kept exactly.")
@@ -51,9 +53,9 @@ SketchSeed = Annotated[
 ]
 StoreDtype = Annotated[
     str | None,
-    typer.Option(metavar="float16|int8|int4|1bit",
-                 help="How numbers are stored. Products of rows: float16, int8 unbiased; int4, "
-                      "1bit to first order in the cosine (1bit: 4.7 % high at 0.5)."),
+    choice("float16|int8|int4|1bit",
+           help="How numbers are stored. Products of rows: float16, int8 unbiased; int4, "
+                "1bit to first order in the cosine (1bit: 4.7 % high at 0.5)."),
 ]
 Reference = Annotated[
     str | None,
@@ -61,14 +63,14 @@ Reference = Annotated[
 ]
 TokenWeighting = Annotated[
     str,
-    typer.Option(metavar="sum|mean|ld:A",
-                 help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
+    choice("sum|mean|ld:A",
+           help="How tokens add up to an answer: sum (DPO), mean (IPO), LD-DPO's."),
 ]
 Layers = Annotated[
     str,
-    typer.Option(metavar="blocks|all|GLOBS",
-                 help="Weights to sketch: every linear of the blocks, all, or names such as "
-                      "'*.mlp.*'; !NAME leaves out; with commas between."),
+    choice("blocks|all|GLOBS",
+           help="Weights to sketch: every linear of the blocks, all, or names such as "
+                "'*.mlp.*'; !NAME leaves out; with commas between."),
 ]
 Adapter = Annotated[
     str | None,
@@ -76,8 +78,8 @@ Adapter = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option(metavar="auto|float32|bfloat16|float16",
-                 help="Precision; auto: the checkpoint's on CUDA, float32 on the CPU."),
+    choice("auto|float32|bfloat16|float16",
+           help="Precision; auto: the checkpoint's on CUDA, float32 on the CPU."),
 ]
 SharePrompt = Annotated[
     bool,
@@ -91,8 +93,8 @@ DeviceMap = Annotated[
 ]
 BatchTokens = Annotated[
     str,
-    typer.Option(metavar="auto|N",
-                 help="Tokens per batch; auto: what the device holds. Halved if memory runs out."),
+    choice("auto|N",
+           help="Tokens per batch; auto: what the device holds. Halved if memory runs out."),
 ]
 GradientCheckpointing = Annotated[
     bool,
@@ -101,9 +103,9 @@ GradientCheckpointing = Annotated[
 ]
 BadRecords = Annotated[
     str,
-    typer.Option(metavar="stop|skip",
-                 help="Records that are no usable pair, and pairs whose gradient is zero or not "
-                      "finite: stop, or leave them out and count them."),
+    choice("stop|skip",
+           help="Records that are no usable pair, and pairs whose gradient is zero or not "
+                "finite: stop, or leave them out and count them."),
 ]
 Shard = Annotated[
     str | None,
@@ -163,8 +165,8 @@ Rejects = Annotated[
 ]
 Overlong = Annotated[
     str,
-    typer.Option(metavar="truncate|skip|stop",
-                 help="Pairs longer than --max-length: cut as TRL does, leave out, or stop."),
+    choice("truncate|skip|stop",
+           help="Pairs longer than --max-length: cut as TRL does, leave out, or stop."),
 ]
 DryRun = Annotated[
     bool,
