@@ -265,3 +265,20 @@ def test_people_see_intervals_and_outliers(small, congrad):
 def test_options_that_make_no_sense_are_refused(small, congrad, arguments):
     done = congrad("consensus", small, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "upgrad"])
+def test_what_is_left_of_conflicts_is_told_by_the_changed_gradients(make_store, method):
+    """Two groups: each is projected onto the other's normal, and the cosine turns its sign."""
+    rows = np.array([[1.0, 0.0, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    path = make_store(rows, groups=["de", "en", "sw"], norms=[1.0, 2.0, 0.5])
+    run(path, ConsensusSettings(method=method, orders=4), Silent())
+    after = read_consensus(path, "default", GradientStore.open(path)).matrices["after"]
+    expected = np.array([[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(after, expected, atol=1e-3)
+
+
+def test_methods_that_change_no_gradient_tell_nothing_of_after(make_store):
+    path = make_store(np.eye(3), groups=["de", "en", "sw"])
+    run(path, ConsensusSettings(method="mean"), Silent())
+    assert "after" not in read_consensus(path, "default", GradientStore.open(path)).matrices

@@ -22,6 +22,8 @@ finally:
     sys.stderr.write("\\n" + json.dumps(sorted(sys.modules)))
 """
 
+LOUD = ("--quiet", "-q", "--verbose", "-v")
+
 # A public contract: a name that goes away breaks users' scripts, a new one wants this line.
 OPTIONS = {
     "sketch": {
@@ -33,14 +35,14 @@ OPTIONS = {
         "--overwrite", "--prompt-field", "--chosen-field", "--rejected-field", "--language-field",
         "--id-field", "--language", "--languages", "--detect-language", "--min-confidence",
         "--shape", "--group-by", "--overlong", "--max-bad", "--rejects", "--dry-run", "--json",
-        "--shard", "--quiet", "-q",
+        "--shard", *LOUD,
     },
     "consensus": {
         "STORE", "--method", "--orders", "--seed", "--average", "--ema-decay", "--ema-batch",
         "--trim", "--pair-norm", "--normalize-groups", "--weights", "--groups", "--merge-groups",
         "--min-pairs", "--require-descent",
         "--loss", "--beta", "--length-penalty", "--label-smoothing", "--name", "--json",
-        "--allow-partial", "--quiet", "-q",
+        "--allow-partial", *LOUD,
     },
     "filter": {
         "STORE", "--rank-by", "--seed", "--min-score", "--keep-ratio", "--keep", "--quotas",
@@ -49,35 +51,34 @@ OPTIONS = {
         "--leave-out-by", "--dedup", "--group-cosines", "--max-conflict", "--loss",
         "--beta", "--length-penalty", "--label-smoothing", "--allow-partial", "--consensus",
         "--data", "--output", "-o", "--dropped", "--scores", "--summary", "--json",
-        "--annotate", "--max-drop-rate", "--min-per-group", "--quiet", "-q",
+        "--annotate", "--max-drop-rate", "--min-per-group", *LOUD,
     },
     "show": {"STORE", "--compare", "--json"},
     "verify": {
         "STORE", "--repair", "--quick", "--exact", "--model", "-m", "--revision", "--adapter",
-        "--chat-template", "--device", "--data", "--seed", "--threads", "--json", "--quiet", "-q",
+        "--chat-template", "--device", "--data", "--seed", "--threads", "--json", *LOUD,
     },
     "report": {
         "PLACE", "--output", "-o", "--summary", "--examples", "--consensus", "--rank-by",
         "--min-score", "--keep-ratio", "--keep", "--per-group", "--allow-partial", "--data",
-        "--quiet", "-q",
+        *LOUD,
     },
-    "demo": {"--pairs", "--threads", "--quiet", "-q"},
+    "demo": {"--pairs", "--threads", *LOUD},
     "loop": set(),
     "loop run": {
-        "CONFIG", "--set", "--until", "--restart-from", "--dry-run", "--quiet", "-q",
+        "CONFIG", "--set", "--until", "--restart-from", "--dry-run", *LOUD,
     },
     "loop generate": {
-        "PROMPTS", "--output", "-o", "--model", "-m", "--config", "--set", "--quiet", "-q",
+        "PROMPTS", "--output", "-o", "--model", "-m", "--config", "--set", *LOUD,
     },
     "loop judge": {
-        "CANDIDATES", "--output", "-o", "--model", "-m", "--config", "--set", "--quiet", "-q",
+        "CANDIDATES", "--output", "-o", "--model", "-m", "--config", "--set", *LOUD,
     },
     "loop pairs": {
-        "CANDIDATES", "JUDGEMENTS", "--output", "-o", "--config", "--set", "--quiet", "-q",
+        "CANDIDATES", "JUDGEMENTS", "--output", "-o", "--config", "--set", *LOUD,
     },
     "loop train": {
-        "PAIRS", "--output", "-o", "--model", "-m", "--reference", "--config", "--set", "--quiet",
-        "-q",
+        "PAIRS", "--output", "-o", "--model", "-m", "--reference", "--config", "--set", *LOUD,
     },
 }
 

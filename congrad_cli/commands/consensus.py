@@ -2,6 +2,7 @@
 
 from congrad_cli import arguments, console
 from congrad_cli.display.consensus import show_consensus
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.options import consensus as options
 from congrad_cli.options import shared
 from congrad_cli.settings import AVERAGES, METHODS, ConsensusSettings
@@ -31,6 +32,7 @@ def consensus(
     allow_partial: shared.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Find the direction that is good for every group; print the store's path."""
     out = console.reserve_stdout()
@@ -53,7 +55,9 @@ def consensus(
     from congrad_cli.weights import clip_quantile
 
     clip_quantile(pair_norm)
-    summary = run(path, settings, console.TerminalProgress(quiet))
+    progress = TerminalProgress(quiet, verbose)
+    summary = run(path, settings, progress)
+    progress.done()
     if not quiet:
         show_consensus(summary, method)
     if as_json:

@@ -2,6 +2,7 @@
 
 from congrad_cli import arguments, console
 from congrad_cli.display.filter import show_filter
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.errors import UsageError
 from congrad_cli.options import filter as options
 from congrad_cli.options import shared
@@ -41,6 +42,7 @@ def filter_pairs(
     min_per_group: options.MinPerGroup = None,
     max_conflict: options.MaxConflict = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Print the pairs that agree with the consensus, byte for byte."""
     out = console.reserve_stdout()
@@ -68,7 +70,9 @@ def filter_pairs(
 
     check_settings(settings)
     path = arguments.store_from(store)
-    summary = run(path, settings, out, console.TerminalProgress(quiet))
+    progress = TerminalProgress(quiet, verbose)
+    summary = run(path, settings, out, progress)
+    progress.done()
     if not quiet:
         show_filter(summary)
     if as_json:

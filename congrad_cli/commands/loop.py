@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from congrad_cli import console
 from congrad_cli.display.loop import show_preview, show_round
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.errors import UsageError
 from congrad_cli.options import loop as options
 from congrad_cli.options import shared
@@ -53,6 +54,7 @@ def run_rounds(
     restart_from: options.RestartFrom = None,
     dry_run: options.LoopDryRun = False,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Run the rounds that CONFIG.toml describes; print the last model's folder."""
     out = console.reserve_stdout()
@@ -62,7 +64,7 @@ def run_rounds(
     _be_calm()
     from congrad_cli.loop.run import Request, preview, run
 
-    progress = console.TerminalProgress(quiet)
+    progress = TerminalProgress(quiet, verbose)
     request = Request(until, restart_from)
     if dry_run:
         show_preview(preview(settings, request, progress))
@@ -80,13 +82,14 @@ def generate(
     config: options.SectionsOf = None,
     changes: options.Set = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Write several candidate answers to every prompt; print the file's path."""
     out = console.reserve_stdout()
     settings = _settings(config, changes, model)
     from congrad_cli.loop.alone import run_generate
 
-    run_generate(prompts, output, settings, console.TerminalProgress(quiet))
+    run_generate(prompts, output, settings, TerminalProgress(quiet, verbose))
     console.print_path(output, out)
 
 
@@ -98,13 +101,14 @@ def judge(
     config: options.SectionsOf = None,
     changes: options.Set = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Score every candidate; print the file's path."""
     out = console.reserve_stdout()
     settings = _settings(config, changes, model)
     from congrad_cli.loop.alone import run_judge
 
-    run_judge(candidates, output, settings, console.TerminalProgress(quiet))
+    run_judge(candidates, output, settings, TerminalProgress(quiet, verbose))
     console.print_path(output, out)
 
 
@@ -116,13 +120,14 @@ def pairs(
     config: options.SectionsOf = None,
     changes: options.Set = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Make pairs of the best and the worst candidates; print the file's path."""
     out = console.reserve_stdout()
     settings = _settings(config, changes, None, needs_model=False)
     from congrad_cli.loop.alone import run_pairs
 
-    run_pairs(candidates, judgements, output, settings, console.TerminalProgress(quiet))
+    run_pairs(candidates, judgements, output, settings, TerminalProgress(quiet, verbose))
     console.print_path(output, out)
 
 
@@ -135,13 +140,14 @@ def train(
     config: options.SectionsOf = None,
     changes: options.Set = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Train on pairs with TRL's DPO; print the model's folder."""
     out = console.reserve_stdout()
     settings = _settings(config, changes, model)
     from congrad_cli.loop.alone import run_train
 
-    made = run_train(pairs, reference, output, settings, console.TerminalProgress(quiet))
+    made = run_train(pairs, reference, output, settings, TerminalProgress(quiet, verbose))
     console.print_path(made, out)
 
 

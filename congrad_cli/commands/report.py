@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from congrad_cli import arguments, console
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.errors import UsageError
 from congrad_cli.options import filter as rules
 from congrad_cli.options import report as options
@@ -24,6 +25,7 @@ def report(
     allow_partial: shared.AllowPartial = False,
     data: shared.FilterData = None,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Write one HTML file: what is kept and dropped, why, and where groups conflict."""
     out = console.reserve_stdout()
@@ -41,5 +43,7 @@ def report(
             raise UsageError("--summary has the filter's options, and here are others.",
                              "give --summary FILE or the options")
         settings = settings_of(summary)
-    write_report(path, output, settings, examples, console.TerminalProgress(quiet))
+    progress = TerminalProgress(quiet, verbose)
+    write_report(path, output, settings, examples, progress)
+    progress.done()
     console.print_path(output, out)

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from congrad_cli import arguments, console
 from congrad_cli.display.compare import show_comparison
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.options import shared
 from congrad_cli.options import store as options
 
@@ -37,7 +38,7 @@ def _compare(store: Path | None, names: tuple[str, str], out: BinaryIO | None) -
     from congrad_cli.release import store_named
 
     path = store or store_named(names) or arguments.store_from(None)
-    found = compare(path, *names, console.TerminalProgress(quiet=False))
+    found = compare(path, *names, TerminalProgress(quiet=False))
     show_comparison(found)
     if out is not None:
         console.print_json(found.to_json(), out)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from congrad_cli import arguments, console
 from congrad_cli.display.dry_run import show_dry_run
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.options import shared
 from congrad_cli.options import sketch as options
@@ -63,6 +64,7 @@ def sketch(
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Compress the gradient of every pair into a store; print the store's path."""
     out = console.reserve_stdout()
@@ -99,7 +101,7 @@ def sketch(
         what = "--overwrite" if overwrite else "stdin"
         raise UsageError(f"{what} and more than one rank.",
                          "remove the store first" if overwrite else "name a file that all can read")
-    progress = console.TerminalProgress(quiet or rank > 0)
+    progress = TerminalProgress(quiet or rank > 0, verbose)
     _be_calm()
     if dry_run and rank > 0:
         return  # one report is enough
@@ -126,7 +128,7 @@ def _read(
     piped: Path | None,
     fields: RecordSettings,
     settings: SketchSettings,
-    progress: console.TerminalProgress,
+    progress: TerminalProgress,
 ) -> "DataIndex":
     """The data's index. What needs no torch comes first: a typo should not cost its import."""
     from congrad_cli.model_source import find_model
@@ -151,7 +153,7 @@ def _dry_run(
     fields: RecordSettings,
     settings: SketchSettings,
     out: BinaryIO | None,
-    progress: console.TerminalProgress,
+    progress: TerminalProgress,
 ) -> None:
     """Everything of ``sketch`` that needs no weights; nothing is stored."""
     from tempfile import TemporaryDirectory

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from congrad_cli import arguments, console
+from congrad_cli.display.progress import MESSAGES_SHOWN, TerminalProgress
 from congrad_cli.errors import NumericsError, StoreError, UsageError
 from congrad_cli.options import shared, sketch
 from congrad_cli.options import store as options
@@ -33,13 +34,14 @@ def verify(
     threads: sketch.SketchThreads = None,
     as_json: options.ReportJson = False,
     quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> None:
     """Check every file of a store, byte by byte; set aside what is damaged."""
     out = console.reserve_stdout()
     if exact is not None and not model:
         raise UsageError("--exact needs --model.", "congrad verify STORE --exact 32 --model MODEL")
     path = arguments.store_from(store)
-    progress = console.TerminalProgress(quiet)
+    progress = TerminalProgress(quiet, verbose)
     from congrad_cli.repair import verify as run
 
     report = run(path, quick, repair, progress)
@@ -65,7 +67,7 @@ def verify(
         raise typer.Exit(StoreError.exit_code)
     if agreement and agreement.trouble:
         raise NumericsError(f"the stored rows are far off: {agreement.trouble[0]}.",
-                            *agreement.trouble[1:console.MESSAGES_SHOWN],
+                            *agreement.trouble[1:MESSAGES_SHOWN],
                             "is it the same version of the model's code, and of torch?")
 
 
@@ -90,7 +92,7 @@ def _report_json(path: Path, report: "Report", quick: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show_findings(report: "Report", progress: console.TerminalProgress) -> None:
+def _show_findings(report: "Report", progress: TerminalProgress) -> None:
     """Notes, problems, and what was done about them."""
     for finding in report.findings:
         where = f"{finding.file}: {finding.what}"

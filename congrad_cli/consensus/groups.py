@@ -50,7 +50,7 @@ def add_blocks(
 
 def cosines(products: Floats) -> Floats:
     """Cosine of every two groups from their Gramian, [L, L]; 0 where a group has no gradient."""
-    norm = np.sqrt(np.diagonal(products))
+    norm = np.sqrt(np.maximum(np.diagonal(products), 0))
     scale = np.outer(norm, norm)
     result = np.zeros_like(products)
     np.divide(products, scale, out=result, where=scale > 0)

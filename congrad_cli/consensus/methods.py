@@ -23,21 +23,26 @@ UNSEEN = 1e-7
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients a [L], and the gap of a method that is defined by an optimum."""
+    """Coefficients a [L], and the gap of a method that is defined by an optimum.
+
+    ``parts`` [L, L], of methods that change each group's gradient and add them up: row l is what
+    group l adds, in terms of the gradients; its sum is a, but for a factor.
+    """
 
     coefficients: Floats
     gap: float | None = None
+    parts: Floats | None = None
 
 
 def upgrad(gramian: Floats) -> Solution:
     """UPGrad: the mean of all G_l, each projected onto the dual cone of all."""
     cosines, length = _parts(gramian)
-    total, gap, ridge = np.zeros(len(length)), 0.0, ridge_for(cosines)
-    for own in np.eye(len(length)):
+    parts, gap, ridge = np.zeros(cosines.shape), 0.0, ridge_for(cosines)
+    for label, own in enumerate(np.eye(len(length))):
         v = project(cosines, own, ridge)
         gap = max(gap, _cone_gap(cosines, own, v))
-        total += v * (own @ length)
-    return Solution(total / length / len(length), gap)
+        parts[label] = v * length[label] / length
+    return Solution(parts.mean(0), gap, parts)
 
 
 def dualproj(gramian: Floats) -> Solution:

@@ -53,8 +53,10 @@ def run(path: Path, settings: ConsensusSettings, progress: Progress) -> Consensu
     groups = average.groups
     found = Consensus(
         coefficients @ groups.gradients, groups.gradients, coefficients, groups.excess)
-    summary = _summarise(store, average, part, found, found_by.gap, settings)
-    summary = replace(summary, grouping=grouping)
+    summary = replace(
+        _summarise(store, average, part, found, found_by.gap, settings),
+        grouping=grouping, after=_after(groups, part.factor, found_by),
+    )
     if summary.hint is not None:
         progress.note(summary.hint)
     write_consensus(
@@ -111,6 +113,18 @@ def _reconcile(
     coefficients = np.zeros(len(factor))
     coefficients[inside] = f * solution.coefficients
     return solution, coefficients
+
+
+def _after(groups: GroupGradients, factor: Floats, found_by: Solution) -> Floats | None:
+    """The cosines [L, L] between what the groups add to d; 0 for those that add nothing."""
+    if found_by.parts is None:
+        return None
+    inside = factor > 0
+    parts = found_by.parts * factor[inside]  # in terms of the G_l
+    among = parts @ groups.gramian[np.ix_(inside, inside)] @ parts.T
+    result = np.zeros(groups.gramian.shape)
+    result[np.ix_(inside, inside)] = cosines(among)
+    return result
 
 
 def _tell_weights(

@@ -30,7 +30,8 @@ def solve(gramian: Floats, settings: ConsensusSettings) -> Solution:
     if settings.method == "mean":
         return Solution(np.full(len(scaled), 1.0 / len(scaled)))
     if settings.method == "pcgrad":
-        return Solution(pcgrad(scaled, settings.orders, settings.seed))
+        parts = pcgrad(scaled, settings.orders, settings.seed)
+        return Solution(parts.sum(0), parts=parts)
     scaled = semidefinite(scaled)
     try:
         found = METHODS[settings.method](scaled)
@@ -62,13 +63,14 @@ def pcgrad(gramian: Floats, orders: int, seed: int) -> Floats:
     """PCGrad (Yu et al., NeurIPS 2020), averaged over ``orders`` random orders.
 
     Each g_i is projected, in a random order of the others, against every g_j it conflicts with:
-    ``if <g_i, g_j> < 0: g_i -= <g_i, g_j> / |g_j|^2 g_j``. The projected gradients are added.
-    All of it happens on coefficients, for many orders at once.
+    ``if <g_i, g_j> < 0: g_i -= <g_i, g_j> / |g_j|^2 g_j``. The projected gradients are added: d is
+    the sum of the rows of the result [L, L], of which row i is what is left of g_i in terms of the
+    originals. All of it happens on coefficients, for many orders at once.
     """
     count = len(gramian)
     words = np.random.Philox(key=seed)
     together = max(1, min(orders, NUMBERS // count**2))
-    total = np.zeros(count)
+    total = np.zeros((count, count))
     for begin in range(0, orders, together):
         drawn = _draw(words, count, min(together, orders - begin))
         total += _surgery(gramian, drawn.reshape(-1, count))
@@ -76,7 +78,8 @@ def pcgrad(gramian: Floats, orders: int, seed: int) -> Floats:
 
 
 def _surgery(gramian: Floats, order: NDArray[np.int64]) -> Floats:
-    """The sum of what is left of each g_i; row p of ``order`` [P, L] are those of i = p mod L.
+    """What is left of each g_i, summed over its orders, [L, L]; ``order`` [P, L] has in row p
+    the opponents of i = p mod L.
 
     Row p of ``a`` [P, L] holds g_i in terms of the originals. Opponents are met some at a time:
     one product of matrices gives what <g_i, g_j> is for all of them when the first is met, and
@@ -99,7 +102,7 @@ def _surgery(gramian: Floats, order: NDArray[np.int64]) -> Floats:
             a[hit, opponent[hit]] -= step
             ahead = other[hit, place + 1 :]
             dots[hit, place + 1 :] -= step[:, None] * gramian[opponent[hit, None], ahead]
-    return np.asarray(a.sum(0), np.float64)
+    return np.asarray(a.reshape(-1, count, count).sum(0), np.float64)
 
 
 def random_orders(count: int, orders: int, seed: int) -> NDArray[np.int64]:

@@ -37,6 +37,7 @@ class ConsensusSummary:
     settings: ConsensusSettings
     seconds: float
     grouping: Grouping | None = None  # how the groups came about
+    after: Floats | None = None  # [L, L] cosines between what the groups add to d
 
     def to_json(self) -> dict[str, Any]:
         """One object; new keys may come, these stay."""
@@ -82,9 +83,10 @@ class ConsensusSummary:
         }
 
     def matrices(self) -> Arrays:
-        """The conflicts between groups and their intervals, [L, L] and [L, L, 2]."""
+        """The conflicts between groups, their intervals and what surgery leaves of them."""
+        after = {} if self.after is None else {"after": self.after}
         return {"conflict": self.conflict, "conflict_unbiased": self.intervals.conflict,
-                "conflict_range": self.intervals.conflict_range}
+                "conflict_range": self.intervals.conflict_range, **after}
 
 
 def _plain(values: Floats) -> list[Any]:

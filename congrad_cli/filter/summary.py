@@ -19,6 +19,8 @@ from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
 SCHEMA = "congrad.summary/1"
+BINS = 16
+"""Of the histograms of scores that people are shown."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class FilterSummary:
     pairs: list[int]
     kept: list[int]
     median: list[float]  # of the group's scores
+    histogram: list[list[int]]  # of the group's scores, in BINS bins over the span
+    span: tuple[float, float]  # of all scores
     reasons: dict[str, int]
     borderline: int | None  # pairs within one error of the threshold; None without errors
     gates: list[Gate]
@@ -87,12 +91,15 @@ def summarise(
     waiting = store.rows - len(store) - len(outcome.skipped)  # with --allow-partial
     pairs = np.bincount(group, minlength=count).tolist()
     kept = np.bincount(group[decisions.keep], minlength=count).tolist()
+    span = _span(scores.score)
     return FilterSummary(
         store=store.path,
         names=target.names,
         pairs=pairs,
         kept=kept,
         median=[_median(scores.score[group == label]) for label in range(count)],
+        histogram=[_counts(scores.score[group == label], span) for label in range(count)],
+        span=span,
         reasons=dict(Counter([
             *outcome.skipped.values(),
             *waiting * ["not-sketched"],
@@ -105,6 +112,18 @@ def summarise(
         target=target,
         seconds=seconds,
     )
+
+
+def _span(score: Floats) -> tuple[float, float]:
+    """The least and the largest score; both 0 where there is none."""
+    defined = score[np.isfinite(score)]
+    return (float(defined.min()), float(defined.max())) if len(defined) else (0.0, 0.0)
+
+
+def _counts(score: Floats, span: tuple[float, float]) -> list[int]:
+    """How many of the scores lie in each of the bins."""
+    counts: list[int] = np.histogram(score[np.isfinite(score)], BINS, span)[0].tolist()
+    return counts
 
 
 def _median(score: Floats) -> float:

@@ -6,6 +6,11 @@ from typing import Annotated
 import typer
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v",
+                 help="Say all of it: every note, and how long each step took."),
+]
 StoreArgument = Annotated[
     Path | None, typer.Argument(help="The store; without it, its path is read from the pipe.")
 ]

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from congrad_cli.consensus import run as consensus
-from congrad_cli.console import TerminalProgress
 from congrad_cli.demo import auroc
 from congrad_cli.direction import read_consensus
+from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.filter.scores import pair_scores
 from congrad_cli.records.record import DataFile
 from congrad_cli.settings import (
