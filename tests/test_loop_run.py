@@ -418,6 +418,10 @@ def test_evaluations_of_former_values_are_made_anew_with_the_rest(config, models
     made = done.stat().st_mtime_ns
     start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/pairs")
     assert done.stat().st_mtime_ns == made  # of no value that changed
+    start(config(first, "generate.max_tokens=99", "judge.samples=2", "judge.max_tokens=9"),
+          restart="1/judgements")
+    assert done.stat().st_mtime_ns == made  # the initial model's answers are not judged
+    start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/judgements")
     held_out.write_text('{"prompt": "another", "language": "en"}\n')
     assert "evaluate.prompts changed" in refused(config(first, "generate.max_tokens=99",
                                                         "pairs.margin=0.5"))

@@ -126,7 +126,8 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_appended(whole, tmp_
 
 def test_a_stage_of_other_inputs_is_refused_by_their_names(tmp_path):
     stage = Stage(tmp_path, "1/candidates")
-    stage.begin(MADE_OF)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, Making(stop_after=1))
     for other, named in (({**MADE_OF, "prompts.files": "c"}, "prompts.files changed"),
                          ({"[generate]": "a"}, "prompts.files changed"),
                          ({**MADE_OF, "new": "x"}, "new changed")):
@@ -136,6 +137,19 @@ def test_a_stage_of_other_inputs_is_refused_by_their_names(tmp_path):
     stage.finish(MADE_OF, {}, {})
     with pytest.raises(StoreError, match=r"prompts\.files changed"):
         stage.finished({**MADE_OF, "prompts.files": "c"})
+
+
+def test_a_stage_of_which_there_is_nothing_takes_other_inputs(tmp_path):
+    """A model that could not be loaded, or a server that did not start, binds nobody."""
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, Making(stop_after=0))
+    (tmp_path / "serve.log").write_text("no such model")
+    stage = Stage(tmp_path, "1/candidates")
+    assert not stage.begun()
+    other = {**MADE_OF, "prompts.files": "c"}
+    assert stage.finished(other) is None
+    stage.begin(other)
+    assert json.loads((tmp_path / "inputs.json").read_text()) == other
 
 
 def test_a_finished_stage_says_what_it_is_made_of_and_came_to(tmp_path):
@@ -187,7 +201,7 @@ def test_the_state_of_a_stage_is_told_without_touching_it(tmp_path):
     assert stage.state() == "to do"
     assert not stage.folder.exists()
     stage.begin(MADE_OF)
-    assert stage.state() == "begun"
+    assert stage.state() == "to do"
     with pytest.raises(KeyboardInterrupt):
         make(stage.folder, Making(stop_after=4))
     assert stage.state() == "begun, 4 items"

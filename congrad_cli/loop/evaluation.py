@@ -34,14 +34,14 @@ PARTS = ("answers", "verdicts", "pairs", "texts")
 def evaluation_inputs(job: Job, number: int) -> dict[str, str]:
     """The held-out files, the round's new model, the judge, and the rounds it is compared with."""
     section = job.config.evaluate
-    inputs = judge_models(job, number) | {"the initial model": job.model_digest(1)}
+    inputs = {"the initial model": job.model_digest(1)}
     for name in ("prompts", "pairs", "text"):
         files = getattr(section, name)
         if files:
             found = locate(files, job.folder)
             inputs[f"evaluate.{name}"] = digest_files(file.path for file in found)
     if number > 0:
-        inputs |= job.output_of(number, TRAIN, MODEL)
+        inputs |= judge_models(job, number) | job.output_of(number, TRAIN, MODEL)
         for other in {0, number - 1}:
             inputs |= job.output_of(other, EVALUATION)
     return inputs

@@ -89,7 +89,8 @@ class Job:
     def made_of(self, number: int, stage: str) -> dict[str, str]:
         """The inputs that every stage has: the sections it uses, the model, its template."""
         inputs = {f"[{section}]": digest_of(values)
-                  for section, values in values_of(self.config, stage).items()}
+                  for section, values in values_of(self.config, stage).items()
+                  if number > 0 or not section.startswith("judge")}  # 0 is compared to nothing
         inputs["the model"] = self.model_digest(number)
         template = self.config.model.chat_template
         if template not in (None, "plain"):

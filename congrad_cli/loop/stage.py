@@ -91,16 +91,20 @@ class Stage:
             raise self._damaged(DONE) from error
 
     def begun(self) -> bool:
-        """Whether there is anything of it."""
-        return (self.folder / INPUTS).exists() or (self.folder / DONE).exists()
+        """Whether there is anything of it: more than its inputs, and logs of what failed."""
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        return any(file.is_dir() or file.stat().st_size for file in files
+                   if file.name not in (INPUTS, "locks") and file.suffix not in (".log", ".tmp"))
 
     def state(self) -> str:
         """``done``, ``begun`` with the number of items there are, or ``to do``."""
         if self.done():
             return "done"
+        if not self.begun():
+            return "to do"
         parts = list(self.folder.glob(f"*{PART_ENDING}"))
         if not parts:
-            return "begun" if self.begun() else "to do"
+            return "begun"
         lines = 0
         for part in parts:
             with part.open("rb") as file:
@@ -127,7 +131,7 @@ class Stage:
         """The names of inputs that were others when the stage was begun."""
         done = self.done()
         before = done.inputs if done else _read_object(self.folder / INPUTS)
-        if before is None:
+        if before is None or not self.begun():
             return []
         return [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
 
@@ -138,7 +142,7 @@ class Stage:
         self.check()
         for left in self.folder.glob(".*.tmp"):  # of a killed process: the run is ours alone
             left.unlink(missing_ok=True)
-        if not (self.folder / INPUTS).exists():
+        if not self.begun() or not (self.folder / INPUTS).exists():
             replace_file(self.folder / INPUTS, _json(dict(inputs)))
 
     def finish(
