@@ -4,6 +4,7 @@ Linters cannot see it, so this reads every import of the package, those inside f
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +169,14 @@ def test_every_module_says_what_it_is_for():
 @pytest.mark.parametrize("name", DOORS)
 def test_doors_import_nothing_by_themselves(name):
     assert not targets(name, inside=False)
+
+
+def test_the_tree_in_the_manual_names_every_module():
+    """Commands, options and displays are named by their command."""
+    manual = (PACKAGE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(\w+)\.py\b", manual))
+    by_command = ("commands.", "options.", "display.")
+    missing = {name for name, path in MODULES.items()
+               if path.stem not in named and path.stem != "__init__"
+               and not name.startswith(by_command)}
+    assert not missing
