@@ -71,16 +71,21 @@ def table(
     rows: Sequence[Sequence[str]],
     padding: int = 1,
     stream: IO[str] | None = None,
+    pictures: bool = False,
 ) -> None:
-    """A table on stderr, or on ``stream``: the first column to the left, numbers to the right."""
+    """A table on stderr, or on ``stream``: the first column to the left, numbers to the right.
+
+    With ``pictures`` the last column stands to the left as well, so that its spaces count.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     person = on_terminal(stream)
     grid = Table(box=box.SIMPLE_HEAD if person else None, padding=(0, padding))
+    left = (0, len(columns) - 1) if pictures else (0,)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if index in left else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*map(one_line, row))
     # off a terminal nobody can scroll sideways: lines are as wide as they need to be

@@ -20,6 +20,8 @@ from congrad_cli.store_index import StoreIndex, read_index
 from congrad_cli.tensors import Arrays, map_arrays
 
 SCHEMA = "congrad.show/1"
+BINS = 16
+"""Of the histograms of row lengths in tokens."""
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def _progress(store: GradientStore) -> dict[str, Any]:
     skipped = store.skipped()
     missing = store.rows - len(store) - len(skipped)
     tokens = store.column("tokens").sum(1)  # [N]
+    ends = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 1)
     group = store.column("group")
     records = np.bincount(store.index.group[store.index.group >= 0], minlength=len(store.groups))
     return {
@@ -101,9 +104,11 @@ def _progress(store: GradientStore) -> dict[str, Any]:
         "missing": missing,
         "complete": missing == 0,
         "mean_tokens": _mean(tokens),
+        "token_range": ends,
         "groups": [
             {"name": name, "records": int(records[label]),
-             "sketched": int((group == label).sum()), "mean_tokens": _mean(tokens[group == label])}
+             "sketched": int((group == label).sum()), "mean_tokens": _mean(tokens[group == label]),
+             "token_histogram": np.histogram(tokens[group == label], BINS, ends)[0].tolist()}
             for label, name in enumerate(store.groups)
         ],
     }  # fmt: skip

@@ -35,6 +35,8 @@ def test_it_counts_what_is_there_what_was_skipped_and_what_is_missing(store):
     assert about["schema"] == "congrad.show/1"
     assert (about["records"], about["sketched"], about["missing"]) == (6, 4, 1)
     assert about["skipped"] == {"no-room": 1} and not about["complete"]
+    counts = [sum(group.pop("token_histogram")) for group in about["groups"]]
+    assert counts == [2, 2, 0]
     assert about["groups"] == [
         {"name": "de", "records": 2, "sketched": 2, "mean_tokens": 3.0},
         {"name": "en", "records": 3, "sketched": 2, "mean_tokens": 3.0},

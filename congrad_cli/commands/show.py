@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from congrad_cli import arguments, console
+from congrad_cli.display.blocks import blocks
 from congrad_cli.display.compare import show_comparison
 from congrad_cli.display.progress import TerminalProgress
 from congrad_cli.options import shared
@@ -55,10 +56,13 @@ def _show_store(about: dict[str, Any], out: BinaryIO) -> None:
             stream.write(f"{name:{width}}  {console.one_line(value)}\n")
         if about.get("groups"):
             stream.write("\n")
-            console.table("groups", ("group", "records", "sketched", "mean tokens"), [
+            console.table("groups", (
+                "group", "records", "sketched", "mean tokens",
+                "tokens {} to {}".format(*about["token_range"])), [
                 (group["name"], f"{group['records']:,}", f"{group['sketched']:,}",
-                 _maybe(group["mean_tokens"], ".1f")) for group in about["groups"]
-            ], stream=stream)  # fmt: skip
+                 _maybe(group["mean_tokens"], ".1f"), blocks(group["token_histogram"], stream))
+                for group in about["groups"]
+            ], stream=stream, pictures=True)  # fmt: skip
         for made in about["consensus"]:
             fit = "fits" if made["fits"] else f"does not fit: {made['why']}"
             stream.write(console.one_line(f"consensus {made['name']}: {fit}") + "\n")

@@ -15,7 +15,7 @@ from congrad_cli.consensus.methods import Solution
 from congrad_cli.consensus.outliers import find_outliers, safety_hint
 from congrad_cli.consensus.part import Part, take_part
 from congrad_cli.consensus.solver import solve
-from congrad_cli.consensus.summary import ConsensusSummary
+from congrad_cli.consensus.summary import ConsensusSummary, length_histograms
 from congrad_cli.direction import (
     Consensus,
     StoredConsensus,
@@ -84,11 +84,15 @@ def _summarise(
     sure = intervals(
         average.products, average.share, average.first, found.coefficients, settings.seed
     ).holding(conflict, cosine)
+    belong = average.members
+    lengths, span = length_histograms(belong.label, np.abs(belong.scale), len(groups.names))
     return ConsensusSummary(
         store=store.path,
         names=groups.names,
         pairs=groups.pairs.tolist(),
         blocks=np.diff(average.first).tolist(),
+        lengths=lengths,
+        span=span,
         norm=norm,
         cosine=cosine,
         coefficient=found.coefficients,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from congrad_cli.consensus.bootstrap import DRAWS, LEVEL, Intervals
 from congrad_cli.consensus.certificate import Certificate
@@ -15,6 +16,8 @@ from congrad_cli.tensors import Arrays
 from congrad_cli.weights import Floats
 
 SCHEMA = "congrad.consensus/1"
+BINS = 16
+"""Of the histograms of lengths that people are shown."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class ConsensusSummary:
     names: list[str]
     pairs: list[int]
     blocks: list[int]  # [L] random blocks that the intervals come from
+    lengths: list[list[int]]  # [L][BINS] pairs by the logarithm of their gradient's length
+    span: tuple[float, float]  # the least and the largest such length; (0, 0) without any
     norm: Floats  # [L] |G_l|
     cosine: Floats  # [L] cos(d, G_l)
     coefficient: Floats  # [L]
@@ -87,6 +92,23 @@ class ConsensusSummary:
         after = {} if self.after is None else {"after": self.after}
         return {"conflict": self.conflict, "conflict_unbiased": self.intervals.conflict,
                 "conflict_range": self.intervals.conflict_range, **after}
+
+
+def length_histograms(
+    label: NDArray[np.int32], length: Floats, count: int
+) -> tuple[list[list[int]], tuple[float, float]]:
+    """Of ``count`` groups the numbers of pairs [N] by the logarithm of their length, and its span.
+
+    Pairs of length 0 are in no bin.
+    """
+    there = length > 0
+    if not there.any():
+        return [[0] * BINS for _ in range(count)], (0.0, 0.0)
+    logs = np.log10(length, out=np.full_like(length, np.nan), where=there)
+    ends = (float(logs[there].min()), float(logs[there].max()))
+    found = [np.histogram(logs[there & (label == one)], BINS, ends)[0].tolist()
+             for one in range(count)]
+    return found, (10 ** ends[0], 10 ** ends[1])
 
 
 def _plain(values: Floats) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from congrad_cli.console import OPEN_WIDTH, counted, on_terminal, say, table
+from congrad_cli.display.blocks import blocks, roomy
 from congrad_cli.display.grouping import show_grouping
 
 if TYPE_CHECKING:
@@ -17,17 +18,19 @@ OUTLIERS_SHOWN = 5
 
 def show_consensus(summary: "ConsensusSummary", method: str) -> None:
     """Per group: pairs, norm, cosine to the consensus; then the conflicts between groups."""
-    order = range(len(summary.names))
-    table(
-        f"consensus ({method})",
-        ("group", "pairs", "norm", "cos to consensus", "95 % interval", "coefficient"),
-        [
-            (summary.names[i], f"{summary.pairs[i]:,}", f"{summary.norm[i]:.3g}",
-             f"{summary.cosine[i]:+.3f}", _ends(summary.intervals.along_range[i].tolist()),
-             f"{summary.coefficient[i]:.4g}")
-            for i in order
-        ],
-    )
+    columns = ["group", "pairs", "norm", "cos to consensus", "95 % interval", "coefficient"]
+    rows = [
+        [summary.names[i], f"{summary.pairs[i]:,}", f"{summary.norm[i]:.3g}",
+         f"{summary.cosine[i]:+.3f}", _ends(summary.intervals.along_range[i].tolist()),
+         f"{summary.coefficient[i]:.4g}"]
+        for i in range(len(summary.names))
+    ]
+    pictures = roomy(100)
+    if pictures:
+        columns.append(f"lengths {summary.span[0]:.2g} to {summary.span[1]:.2g}")
+        for row, counts in zip(rows, summary.lengths, strict=True):
+            row.append(blocks(counts))
+    table(f"consensus ({method})", columns, rows, pictures=pictures)
     if summary.grouping is not None:
         show_grouping(summary.grouping)
     if len(summary.names) > 1:

@@ -22,11 +22,12 @@ def show_filter(summary: "FilterSummary") -> None:
         for name, pairs, kept, median in zip(
             summary.names, summary.pairs, summary.kept, summary.median, strict=True)
     ]
-    if roomy():
+    pictures = roomy(76)
+    if pictures:
         columns.append(f"{summary.span[0]:.2g} to {summary.span[1]:.2g}")
         for row, counts in zip(rows, summary.histogram, strict=True):
             row.append(blocks(counts))
-    table(title, columns, rows)
+    table(title, columns, rows, pictures=pictures)
     dropped = sum(summary.reasons.values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.reasons.items()))
     borderline = "" if summary.borderline is None else (
