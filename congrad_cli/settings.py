@@ -104,7 +104,7 @@ class ConsensusSettings:
     trim: float = 0.05  # of "trimmed": the share of a group's pairs that is left out
     ema_decay: float = 0.9
     ema_batch: int = 8
-    pair_norm: str = "raw"  # or "unit", or "clip:Q"
+    pair_norm: str = "unit"  # or "raw" (the paper), or "clip:Q"
     normalize_groups: str = "none"
     weights: str = "uniform"  # or "size", or a JSON object: group -> weight
     min_pairs: int = 1  # of a group that takes part

@@ -226,7 +226,8 @@ def test_robust_averages_hardly_move_where_one_pair_is_enormous(make_store):
         directions = []
         for lengths in (norms, spoilt):
             path = make_store(rows, lengths, groups)
-            run(path, ConsensusSettings(method="mean", **options), Silent())
+            settings = ConsensusSettings(**{"method": "mean", "pair_norm": "raw"} | options)
+            run(path, settings, Silent())
             found = read_consensus(path, "default", GradientStore.open(path)).consensus
             directions.append(found.direction / np.linalg.norm(found.direction))
         moved[str(options)] = directions[0] @ directions[1]

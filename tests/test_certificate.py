@@ -82,7 +82,8 @@ def test_weights_multiply_group_gradients_before_the_solver(store):
 
 def test_size_gives_every_pair_the_same_voice(store):
     """With the plain mean it is the average over all pairs, whatever their group."""
-    _, found = consensus_of(store, method="mean", weights="size", name="size")
+    _, found = consensus_of(
+        store, method="mean", weights="size", name="size", pair_norm="raw")
     opened = GradientStore.open(store)
     directions = opened.column("direction").astype(np.float64)
     expected = (opened.column("norm")[:, None] * directions).mean(0)
@@ -210,7 +211,8 @@ def opposed(make_store):
 
 
 def test_the_mean_makes_a_group_worse_and_upgrad_does_not(opposed):
-    mean = run(opposed, ConsensusSettings(method="mean"), Silent()).certificate
+    mean = run(
+        opposed, ConsensusSettings(method="mean", pair_norm="raw"), Silent()).certificate
     assert (mean.worse, mean.conflicts, mean.pairs, mean.gap) == (["sw"], 1, 1, None)
     assert mean.least_group == "sw"
     with pytest.raises(NumericsError, match="makes groups worse: sw"):
@@ -223,7 +225,8 @@ def test_the_mean_makes_a_group_worse_and_upgrad_does_not(opposed):
 
 def test_require_descent_is_exit_5_and_the_consensus_is_there(opposed, congrad):
     done = congrad(
-        "consensus", opposed, "--method", "mean", "--require-descent", "--name", "strict"
+        "consensus", opposed, "--method", "mean", "--pair-norm", "raw", "--require-descent",
+        "--name", "strict",
     )
     said = done.stderr.decode()
     assert (done.returncode, done.stdout) == (5, b"")

@@ -24,6 +24,8 @@ from congrad_cli.weights import Members, members
 
 seeds = st.integers(0, 2**32)
 
+RAW = ConsensusSettings(pair_norm="raw")
+
 
 # --- intervals -------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ def test_a_pair_that_rules_its_group_is_named_and_still_counts(make_store):
     norms = np.random.default_rng(1).lognormal(sigma=0.4, size=120)
     norms[17] = 60
     path = lengths_store(make_store, norms, ["de", "en"] * 60)
-    found = run(path, ConsensusSettings(), Silent())
+    found = run(path, RAW, Silent())
     (one,) = found.outliers
     store = GradientStore.open(path)
     assert (one.row, one.group) == (17, "en")
@@ -170,10 +172,10 @@ def test_averages_of_noise_are_told(make_store):
     """Pairs that agree on nothing; a store of few pairs is not judged."""
     rng = np.random.default_rng(3)
     rows, groups = rng.standard_normal((160, 512)), ["de", "en", "fr", "sw"] * 40
-    found = run(make_store(rows, groups=groups), ConsensusSettings(), Silent())
+    found = run(make_store(rows, groups=groups), RAW, Silent())
     assert "noise" in found.hint
     few, unit = make_store(rows[:80], groups=groups[:80]), ConsensusSettings(pair_norm="unit")
-    assert run(few, ConsensusSettings(), Silent()).hint is None
+    assert run(few, RAW, Silent()).hint is None
     assert run(make_store(rows, groups=groups), unit, Silent()).hint is None
 
 
@@ -246,13 +248,14 @@ def test_json_is_one_object_that_says_what_the_file_says(small, congrad):
 
 def test_json_is_there_where_the_certificate_is_not_met(make_store, congrad):
     path = make_store([[1.0, 0.0], [-0.8, 0.6]], [10.0, 1.0], ["en", "sw"])
-    done = congrad("consensus", path, "--method", "mean", "--require-descent", "--json")
+    done = congrad("consensus", path, "--method", "mean", "--pair-norm", "raw", "--require-descent",
+                   "--json")
     assert done.returncode == 5
     assert json.loads(done.stdout)["certificate"]["worse"] == ["sw"]
 
 
 def test_people_see_intervals_and_outliers(small, congrad):
-    done = congrad("consensus", small)
+    done = congrad("consensus", small, "--pair-norm", "raw")
     said = done.stderr.decode()
     assert done.stdout.decode().strip() == str(small)
     assert "95 % interval" in said

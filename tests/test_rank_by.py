@@ -107,7 +107,7 @@ def store(make_store):
     rows = rng.standard_normal((30, 8))
     rows[:, :2] += [np.multiply(3, toward[label]) for label in labels]
     path = make_store(rows, rng.lognormal(size=30), list(labels), width=2)
-    consensus.run(path, ConsensusSettings(), Silent())
+    consensus.run(path, ConsensusSettings(pair_norm="raw"), Silent())
     return path
 
 
@@ -140,7 +140,7 @@ def test_the_mean_score_is_the_cosine_to_the_mean_of_the_groups(store, tmp_path,
 
 
 def test_the_mean_score_is_that_of_a_consensus_without_surgery(store, tmp_path):
-    consensus.run(store, ConsensusSettings(method="mean", name="plain"), Silent())
+    consensus.run(store, ConsensusSettings(method="mean", pair_norm="raw", name="plain"), Silent())
     wanted = scores_of(store, tmp_path, consensus="plain")
     found = scores_of(store, tmp_path, rank_by="mean-score", confidence=1.0)
     for one, two in zip(wanted, found, strict=True):

@@ -17,7 +17,7 @@ def consensus(
     trim: options.Trim = 0.05,
     ema_decay: options.EmaDecay = 0.9,
     ema_batch: options.EmaBatch = 8,
-    pair_norm: options.PairNorm = "raw",
+    pair_norm: options.PairNorm = "unit",
     normalize_groups: options.NormalizeGroups = "none",
     weights: options.Weights = "uniform",
     min_pairs: options.MinPairs = 1,

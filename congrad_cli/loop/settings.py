@@ -130,7 +130,7 @@ class ConsensusSection:
     orders: int = 32
     seed: int = 0
     average: str = "mean"
-    pair_norm: str = "raw"
+    pair_norm: str = "unit"
     normalize_groups: str = "none"
     min_pairs: int = 1
 
