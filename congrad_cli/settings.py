@@ -15,7 +15,8 @@ FORMAT = 2
 ROW_SIZES = {"4k": (32768, "1bit"), "8k": (65536, "1bit"), "16k": (32768, "int4")}
 """``--row-size``: the numbers of a sketch and their code that are best for so many bytes a pair."""
 
-RANKINGS = ("score", "mean-score", "margin", "norm", "random")
+RANKINGS = ("score", "mean-score", "score-and-margin", "margin", "margin-per-token", "norm",
+            "random")
 
 LOSSES = ("dpo", "lp-dpo", "ipo", "hinge", "robust")
 
@@ -133,6 +134,7 @@ class FilterSettings:
     keep_at_least: int | None = None
     confidence: float | None = None  # in standard errors of the score
     leave_one_out: bool = True
+    leave_group_out: bool = False
     leave_out_by: str | None = None  # a field: pairs with one value leave each other out
     dedup: float | None = None  # least cosine of gradients that count as one
     allow_partial: bool = False

@@ -13,10 +13,10 @@ from synthetic import columns, digests_of, header, index_of, random_rows
 from test_scores import brute_scores
 
 from congrad_cli.consensus import run as consensus
-from congrad_cli.direction import Consensus, StoredConsensus
+from congrad_cli.direction import Consensus, StoredConsensus, read_consensus
 from congrad_cli.errors import UsageError
 from congrad_cli.filter import run as filtering
-from congrad_cli.filter.ranking import check_ranking, random_values, rank_pairs
+from congrad_cli.filter.ranking import check_ranking, mean_rank, random_values, rank_pairs
 from congrad_cli.filter.target import own_target
 from congrad_cli.progress import Silent
 from congrad_cli.settings import ConsensusSettings, FilterSettings
@@ -192,3 +192,70 @@ def test_a_threshold_may_be_named_for_any_ranking():
         check_ranking(FilterSettings(rank_by=name, min_score=0.5))
     check_ranking(FilterSettings(rank_by="norm", keep=1, loss="hinge"))
     check_ranking(FilterSettings(rank_by="mean-score", confidence=1.0))
+
+
+def test_the_margin_per_token_divides_each_answer_by_its_own_length():
+    store = store_with(ref_logp=REF)
+    tokens = store.column("tokens")[:, 1:]
+    ratio = (LOGP.astype(np.float64) - REF) / tokens
+    ranking = ranked(store, rank_by="margin-per-token", keep=2)
+    np.testing.assert_allclose(ranking.scores.score, ratio[:, 0] - ratio[:, 1])
+    assert "per token" in ranking.about
+    assert "reference's subtracted" in ranking.about
+
+
+@given(values=st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=1, max_size=30))
+def test_the_mean_of_ranks_counts_who_is_below(values):
+    one, other = np.array(values, np.float64).T
+    found = mean_rank(one, other)
+    for place, (first, second) in enumerate(values):
+        below = [np.mean([(part < value) + 0.5 * (part == value)])
+                 for part, value in ((one, first), (other, second))]
+        assert found[place] == pytest.approx(np.mean(below))
+
+
+def test_pairs_without_a_number_have_no_rank():
+    found = mean_rank(np.array([0.1, np.nan, 0.3]), np.array([1.0, 5.0, 2.0]))
+    assert np.isnan(found[1])
+    np.testing.assert_allclose(found[[0, 2]], [0.25, 0.75])
+
+
+def test_score_and_margin_joins_the_two(store, tmp_path):
+    score, margin, both = (
+        np.array([entry["score"] for entry in scores_of(store, tmp_path, rank_by=name, keep=9)])
+        for name in ("score", "margin-per-token", "score-and-margin"))
+    np.testing.assert_allclose(both, mean_rank(score, margin))
+
+
+@pytest.mark.parametrize("store_dtype", ["float16", "int4", "1bit"])
+def test_a_pair_can_be_scored_by_the_other_groups_alone(make_store, tmp_path, store_dtype):
+    """Against d - a_l G_l, from the decoded rows themselves: nothing of the pair is in it."""
+    rng = np.random.default_rng(5)
+    labels = [["de", "en", "sw"][number] for number in rng.integers(0, 3, 60)]
+    path = make_store(rng.standard_normal((60, 96)), rng.lognormal(size=60), labels, width=4,
+                      store_dtype=store_dtype)
+    consensus.run(path, ConsensusSettings(pair_norm="raw"), Silent())
+    found = [entry["score"] for entry in scores_of(path, tmp_path, leave_group_out=True)]
+    read = GradientStore.open(path)
+    stored = read_consensus(path, "default", read)
+    rows = np.concatenate([block.direction for block in read.blocks()]).astype(np.float64)
+    label, made = stored.members.label, stored.consensus
+    for place, row in enumerate(rows):
+        without = made.direction - made.coefficients[label[place]] * made.gradients[label[place]]
+        others = label != label[place]
+        pull = (made.coefficients[label] * stored.members.scale * stored.members.share)[others]
+        square = np.vecdot(rows[others], rows[others])
+        excess = 0 if store_dtype == "float16" else (pull**2 * (square - 1)).sum()
+        own = 1.0 if store_dtype != "float16" else row @ row
+        expected = row @ without / np.sqrt(own * (without @ without - excess))
+        assert found[place] == pytest.approx(np.clip(expected, -1, 1), abs=1e-5)
+
+
+def test_leaving_the_group_out_needs_other_groups(make_store, tmp_path):
+    path = make_store(np.eye(4), groups=["de"] * 4)
+    consensus.run(path, ConsensusSettings(), Silent())
+    with pytest.raises(UsageError, match="one group alone"):
+        scores_of(path, tmp_path, leave_group_out=True)
+    for more in ({"leave_one_out": False}, {"leave_out_by": "item"}):
+        with pytest.raises(UsageError, match="contradict"):
+            scores_of(path, tmp_path, leave_group_out=True, **more)

@@ -16,7 +16,7 @@ from congrad_cli.settings import ConsensusSettings, FilterSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, pair_margins, pair_weights
 
-COSINES = ("score", "mean-score")
+COSINES = ("score", "mean-score", "score-and-margin")
 LOSS_OPTIONS = ("loss", "beta", "length_penalty", "label_smoothing")
 
 
@@ -36,15 +36,20 @@ class Ranking:
 def check_ranking(settings: FilterSettings) -> None:
     """Raise :class:`UsageError` for options that this ranking cannot use."""
     name = settings.rank_by
+    if name == "score-and-margin" and settings.confidence is not None:
+        raise UsageError("--confidence does nothing with --rank-by score-and-margin.")
     if settings.seed is not None and name != "random":
         raise UsageError("--seed does nothing without --rank-by random.")
-    if name in COSINES:
+    if name in ("score", "mean-score"):
         return
     if by_score(settings) and settings.min_score is None:
         raise UsageError(f"--rank-by {name} has no threshold of its own.",
                          "give --keep-ratio, --keep, --quotas or --min-score with it")
+    if name == "score-and-margin":
+        return
     unused = {"confidence": settings.confidence is not None,
               "no_leave_one_out": not settings.leave_one_out,
+              "leave_group_out": settings.leave_group_out,
               "leave_out_by": settings.leave_out_by is not None}
     if name != "norm":
         unused |= {option: getattr(settings, option) is not None for option in LOSS_OPTIONS}
@@ -60,6 +65,8 @@ def rank_pairs(
     """The numbers that the rules apply to; the pairs of each of ``items`` leave each other out."""
     if settings.rank_by == "margin":
         return _plain(*_margins(store))
+    if settings.rank_by == "margin-per-token":
+        return _plain(*margins_per_token(store))
     if settings.rank_by == "random":
         seed = settings.seed or 0
         return _plain(random_values(store.column("digest"), seed), f"random numbers of seed {seed}")
@@ -72,9 +79,15 @@ def rank_pairs(
     if settings.rank_by == "mean-score":
         consensus, about = plain_mean(consensus), "cosine with the plain mean of the groups"
     alone = settings.leave_one_out and not target.released
-    scores = pair_scores(store, consensus, target.members, alone, items)
+    scores = pair_scores(
+        store, consensus, target.members, alone, items, settings.leave_group_out)
     scores = turn_scores(scores, target.members.scale, weight)
-    return Ranking(scores, weight == 0, about + _others(target, settings))
+    about += _others(target, settings)
+    if settings.rank_by == "score-and-margin":
+        margin, told = margins_per_token(store)
+        told = f"mean of the ranks by {about} and by {told}"
+        return replace(_plain(mean_rank(scores.score, margin), told), silent=weight == 0)
+    return Ranking(scores, weight == 0, about)
 
 
 def own_weights(store: GradientStore, target: Target, settings: FilterSettings) -> Floats:
@@ -86,6 +99,8 @@ def _others(target: Target, settings: FilterSettings) -> str:
     """Whose consensus it is."""
     if target.released:
         return f" of {target.store}"
+    if settings.leave_group_out:
+        return " of the other groups"
     if not settings.leave_one_out:
         return ""
     field = settings.leave_out_by
@@ -118,6 +133,31 @@ def _margins(store: GradientStore) -> tuple[Floats, str]:
     logp = store.column("weighted_logp" if store.has("weighted_logp") else "logp")
     margin = logp[:, 0].astype(np.float64) - logp[:, 1]
     return margin, "log-probability margin of the policy alone (no reference in the store)"
+
+
+def margins_per_token(store: GradientStore) -> tuple[Floats, str]:
+    """(lw - rw) / |y_w| - (ll - rl) / |y_l|, r = 0 without a reference in the store; [N]."""
+    reference = store.has("ref_logp")
+    logp = store.column("logp").astype(np.float64)
+    if reference:
+        logp = logp - store.column("ref_logp")
+    mean = logp / np.maximum(store.column("tokens")[:, 1:], 1)
+    whose = "the reference's subtracted" if reference else "of the policy alone"
+    return mean[:, 0] - mean[:, 1], f"log-probability margin per token, {whose}"
+
+
+def mean_rank(one: Floats, other: Floats) -> Floats:
+    """The mean of the two ranks, each from 0 to 1, equal numbers sharing theirs; [N].
+
+    NaN where one of the numbers is; such pairs count in no rank.
+    """
+    defined = ~(np.isnan(one) | np.isnan(other))
+    result = np.full(len(one), np.nan)
+    if defined.any():
+        ranks = [np.searchsorted(np.sort(part), part, side) for part in
+                 (one[defined], other[defined]) for side in ("left", "right")]
+        result[defined] = np.sum(ranks, 0) / (4.0 * defined.sum())
+    return result
 
 
 def _plain(value: Floats, about: str) -> Ranking:

@@ -43,6 +43,10 @@ def check_settings(settings: FilterSettings) -> None:
     if settings.group_cosines and settings.scores is None:
         raise UsageError("--group-cosines adds to the score file, and none was asked for.",
                          "pass --scores FILE as well")
+    if settings.leave_group_out and (settings.leave_out_by or not settings.leave_one_out):
+        other = "--leave-out-by" if settings.leave_out_by else "--no-leave-one-out"
+        raise UsageError(f"--leave-group-out and {other} contradict each other.",
+                         "give one of them")
     if settings.leave_out_by is not None and not settings.leave_one_out:
         raise UsageError("--leave-out-by and --no-leave-one-out contradict each other.",
                          "give one of them")
@@ -118,8 +122,12 @@ def _check_target(store: GradientStore, target: Target, settings: FilterSettings
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")
-    if target.released and settings.leave_out_by is not None:
-        raise UsageError("--leave-out-by does nothing here: these pairs had no part in the "
+    if settings.leave_group_out and np.count_nonzero(target.consensus.coefficients) < 2:
+        raise UsageError("--leave-group-out leaves nothing: one group alone made the consensus.",
+                         "leave it out, or sketch with another --group-by")
+    if target.released and (settings.leave_out_by is not None or settings.leave_group_out):
+        option = "--leave-group-out" if settings.leave_group_out else "--leave-out-by"
+        raise UsageError(f"{option} does nothing here: these pairs had no part in the "
                          f"consensus of {target.store}.", "leave it out")
 
 
@@ -128,7 +136,7 @@ def _items(
 ) -> Items | None:
     """The pairs that leave each other out; None where nothing is left out."""
     needed = settings.rank_by in COSINES or settings.group_cosines
-    if target.released or not settings.leave_one_out or not needed:
+    if target.released or settings.leave_group_out or not (settings.leave_one_out and needed):
         return None
     field = settings.leave_out_by
     if field is None:

@@ -71,14 +71,18 @@ def pair_scores(
     members: Members,
     leave_one_out: bool,
     items: Items | None = None,
+    leave_group_out: bool = False,
 ) -> PairScores:
     """cos(g_i, d_-i) of every pair; undefined where one of the two is zero.
+
+    With ``leave_group_out`` d_-i = d - a_l G_l, the consensus without the pair's group l.
 
     All that is needed follows from <g_i, d>, <g_i, G_l> and |g_i|^2, so the store is read once.
     The pairs of each of ``items`` are taken out of d together.
     """
     consensus, members = scaled(consensus, members)
     scale, share, a = members.scale, members.share, consensus.coefficients
+    away = np.ones_like(share) if leave_group_out else share  # what of its group leaves with it
     codec, fixed = store.header.codec, group_products(consensus)
     fast, exact = (make(consensus, codec.width) for make in (fast_targets, exact_targets))
 
@@ -87,11 +91,11 @@ def pair_scores(
         # a zero weight leaves the score on the sketch itself
         factor, term = np.where(silent, 1.0, scale[place]), scale[place] * share[place]
         pairs = pair_products(direction, label, factor, term, targets, codec)
-        if leave_one_out:
+        if leave_one_out or leave_group_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
             )
-            return _without_the_pair(pairs, own_group, a[label], share[place], silent)
+            return _without_the_pair(pairs, own_group, a[label], away[place], silent)
         length = np.broadcast_to(fixed.d_square, pairs.square.shape)
         return _Terms(pairs.with_d, pairs.square, length, np.abs(length).sum(1))
 

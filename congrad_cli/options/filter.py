@@ -9,7 +9,7 @@ from congrad_cli.options.choice import choice
 
 RankBy = Annotated[
     str,
-    choice("score|mean-score|margin|norm|random",
+    choice("score|mean-score|score-and-margin|margin|margin-per-token|norm|random",
            help="What rules apply to: the score, or a baseline to compare it with."),
 ]
 RankSeed = Annotated[
@@ -45,6 +45,12 @@ LeaveOneOut = Annotated[
     bool,
     typer.Option("--leave-one-out/--no-leave-one-out",
                  help="Score each pair against the consensus of the others."),
+]
+LeaveGroupOut = Annotated[
+    bool,
+    typer.Option("--leave-group-out",
+                 help="Score each pair against the consensus of the other groups alone: finds "
+                      "groups, or annotators, that are wrong as a whole."),
 ]
 LeaveOutBy = Annotated[
     str | None,
