@@ -31,7 +31,7 @@ from measures import auroc, interval, over_seeds, precision, resamples, within
 from scenarios import SCENARIOS, Draw, Infeasible, Pool, draw, read_rows
 
 DIM, CODE = 32768, "float16"
-RESAMPLES = 500
+RESAMPLES = 300
 SHOWN = ("pcgrad, raw", "pcgrad, unit", "mean, raw", "mean, unit", "upgrad, unit", "no groups, raw",
          "no groups, unit", "own language, unit", "margin", "margin per token", "norm", "length")
 CLASSES = {"5 to 10 pairs": (1, 10), "20 to 40 pairs": (11, 40), "100 pairs and more": (41, 10**9)}

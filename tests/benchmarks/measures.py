@@ -13,14 +13,12 @@ Flags = NDArray[np.bool_]
 
 def auroc(value: Floats, bad: Flags, weight: Floats) -> Floats:
     """The chance that a bad pair has a lower number than a good one; NaN without both."""
-    order = np.argsort(value, kind="stable")
-    level = np.flatnonzero(np.r_[True, np.diff(value[order]) != 0])
-    wrong = np.add.reduceat((weight * bad)[:, order], level, axis=1)  # [R, levels]
-    right = np.add.reduceat((weight * ~bad)[:, order], level, axis=1)
-    below = np.cumsum(wrong, 1) - wrong / 2
-    total = wrong.sum(1) * right.sum(1)
-    return np.divide((right * below).sum(1), total, out=np.full(len(weight), np.nan),
-                     where=total > 0)
+    right, wrong = value[~bad], value[bad]
+    above = (right[:, None] > wrong) + 0.5 * (right[:, None] == wrong)  # [right, wrong]
+    of_right, of_wrong = weight[:, ~bad], weight[:, bad]
+    total = of_right.sum(1) * of_wrong.sum(1)
+    return np.divide((of_right @ above * of_wrong).sum(1), total,
+                     out=np.full(len(weight), np.nan), where=total > 0)
 
 
 def precision(value: Floats, bad: Flags, weight: Floats) -> Floats:
