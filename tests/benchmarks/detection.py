@@ -11,13 +11,13 @@ They cover which paragraphs and which labels were drawn, not the choice of model
 """
 
 import argparse
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from detection_tables import BEYOND, SHOWN, Cell, show, write_cells
 from finders import (
     DEFAULT,
     FINDERS,
@@ -32,21 +32,7 @@ from scenarios import SCENARIOS, Draw, Infeasible, Pool, draw, read_rows
 
 DIM, CODE = 32768, "float16"
 RESAMPLES = 300
-SHOWN = ("pcgrad, raw", "pcgrad, unit", "mean, raw", "mean, unit", "upgrad, unit", "no groups, raw",
-         "no groups, unit", "own language, unit", "margin", "margin per token", "norm", "length")
 CLASSES = {"5 to 10 pairs": (1, 10), "20 to 40 pairs": (11, 40), "100 pairs and more": (41, 10**9)}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measure of one finder in one scenario, and its interval."""
-
-    scenario: str
-    finder: str
-    measure: str
-    value: float
-    low: float
-    high: float
 
 
 Measured = dict[str, np.ndarray]
@@ -101,7 +87,7 @@ class Bench:
         means = {key: over_seeds(values, drawn) for key, values in parts.items()}
         for finder, measure in list(means):
             if measure in ("auroc", "precision") and (DEFAULT, measure) in means:
-                means[finder, f"{measure} beyond default"] = (
+                means[finder, f"{measure} {BEYOND}"] = (
                     means[finder, measure] - means[DEFAULT, measure])
         return [Cell(name, *key, *interval(values)) for key, values in sorted(means.items())]
 
@@ -129,6 +115,10 @@ class Bench:
         label = pairs.label[rows]
         result = {"auroc": auroc(value, bad, weight), "precision": precision(value, bad, weight),
                   "within": within(value, bad, weight, label)}
+        flaw = np.array([self.pool.rows[drawn.place[row]]["flaw"] for row in rows])
+        for name in np.unique(flaw[bad]):
+            some = flaw == name
+            result[f"auroc, {name} alone"] = auroc(value[some], bad[some], weight[:, some])
         sizes = np.bincount(pairs.label)[label]
         if len(set(sizes.tolist())) > 3:
             for name, (least, most) in CLASSES.items():
@@ -157,18 +147,6 @@ def _gains(found: Found | None, truth: np.ndarray, count: int) -> Measured:
             "languages hurt in truth": np.full(count, (cosine < 0).mean()),
             "least true cosine": np.full(count, cosine.min()),
             "mean true cosine": np.full(count, cosine.mean())}
-
-
-def show(cells: Iterable[Cell], measure: str, finders: Sequence[str]) -> None:
-    """Print one measure as a table, scenarios down and finders across."""
-    table = {(cell.scenario, cell.finder): cell for cell in cells if cell.measure == measure}
-    finders = [one for one in finders if any(key[1] == one for key in table)]
-    print(f"| {measure} | " + " | ".join(finders) + " |")
-    print("|---" * (len(finders) + 1) + "|")
-    for name in dict.fromkeys(key[0] for key in table):
-        entries = [table[name, finder] for finder in finders]
-        print(f"| {name} | " + " | ".join(
-            f"{one.value:.3f} [{one.low:.2f}, {one.high:.2f}]" for one in entries) + " |")
 
 
 def main() -> None:
@@ -200,13 +178,9 @@ def main() -> None:
         except Infeasible as why:
             print(f"{name}: {why}")
             continue
-        with args.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(list(Cell.__annotations__))
-            writer.writerows(list(vars(cell).values()) for cell in cells)
+        write_cells(args.out, cells)
     for measure in ("auroc", "precision", "languages hurt in truth"):
         show(cells, measure, SHOWN)
-        print()
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def coordinates(cosine: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Spec:
-    """One way to score: the consensus' options, what a pair is left out with (``pair``, ``item``
-    or nothing), and whether there are groups."""
+    """One way to score: the consensus' options, what is left out of it for a pair (the ``pair``,
+    its ``item``, its ``language``, or nothing), and whether there are groups."""
 
     settings: ConsensusSettings
     leave_out: str = "pair"
@@ -125,6 +125,7 @@ def _specs() -> dict[str, Spec]:
             f"{name}, groups alike": Spec(replace(base, normalize_groups="unit")),
             f"{name}, no leave-one-out": Spec(base, leave_out=""),
             f"{name}, item left out": Spec(base, leave_out="item"),
+            f"{name}, language left out": Spec(base, leave_out="language"),
         }
     found["pcgrad, raw, ema"] = Spec(replace(plain, average="ema"))
     found["pcgrad, unit, ema"] = Spec(replace(plain, average="ema", pair_norm="unit"))
@@ -136,8 +137,9 @@ def _specs() -> dict[str, Spec]:
 
 SPECS = _specs()
 DEFAULT = "pcgrad, raw"
-SIMPLE = ("own language, raw", "own language, unit", "margin", "margin per token", "norm", "length",
-          "random")
+RANKS_ADDED = {"pcgrad, unit + margin per token": ("pcgrad, unit", "margin per token")}
+SIMPLE = ("own language, raw", "own language, unit", *RANKS_ADDED, "margin", "margin per token",
+          "norm", "length", "random")
 FINDERS = (*SPECS, *SIMPLE)
 
 
@@ -157,6 +159,9 @@ def find(pairs: DrawnPairs, name: str, item: NDArray[np.int64], seed: int) -> Fo
     """
     if name in SPECS:
         return _consensus_scores(pairs, SPECS[name], item)
+    if name in RANKS_ADDED:
+        parts = [find(pairs, one, item, seed).value for one in RANKS_ADDED[name]]
+        return Found(sum(np.argsort(np.argsort(part)) for part in parts) / len(pairs))
     if name.startswith("own language"):
         return Found(_own_language(pairs, name.split(", ")[1]))
     logp, tokens = pairs.column("logp"), pairs.column("tokens").astype(np.float64)
@@ -183,8 +188,9 @@ def _consensus_scores(pairs: DrawnPairs, spec: Spec, item: NDArray[np.int64]) ->
         groups.gramian[np.ix_(inside, inside)] * np.outer(factor[inside], factor[inside]),
         spec.settings).coefficients
     consensus = Consensus(a @ groups.gradients, groups.gradients, a, groups.excess)
-    if spec.leave_out == "item":
-        value = _without_items(pairs, consensus, belong, item)
+    if spec.leave_out in ("item", "language"):
+        kind = item if spec.leave_out == "item" else pairs.label
+        value = _without_items(pairs, consensus, belong, kind)
     else:
         value = pair_scores(pairs, consensus, belong, spec.leave_out == "pair").score
     hurt = float((groups.gradients @ consensus.direction < 0).mean())
