@@ -208,6 +208,8 @@ def unequal(pool: Pool, rng: random.Random, rate: float) -> Sheet:
     sheet = Sheet()
     sizes = dict(SIZES)
     others = [language for language in pool.languages if language not in sizes]
+    if len(others) != len(SMALL_SIZES):
+        raise Infeasible(f"{len(others)} languages besides {', '.join(SIZES)}")
     sizes |= dict(zip(others, rng.sample(SMALL_SIZES, len(SMALL_SIZES)), strict=True))
     for language in pool.languages:
         places = one_each(pool.content(language, extra=True), rng)
