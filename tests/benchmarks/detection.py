@@ -28,7 +28,7 @@ from finders import (
     try_find,
 )
 from measures import auroc, interval, over_seeds, precision, resamples, within
-from scenarios import SCENARIOS, Draw, Infeasible, Pool, draw, read_rows
+from scenarios import FLAWS, SCENARIOS, Draw, Infeasible, Pool, draw, read_rows
 
 DIM, CODE = 32768, "float16"
 RESAMPLES = 300
@@ -116,7 +116,7 @@ class Bench:
         result = {"auroc": auroc(value, bad, weight), "precision": precision(value, bad, weight),
                   "within": within(value, bad, weight, label)}
         flaw = np.array([self.pool.rows[drawn.place[row]]["flaw"] for row in rows])
-        for name in np.unique(flaw[bad]):
+        for name in FLAWS:
             some = flaw == name
             result[f"auroc, {name} alone"] = auroc(value[some], bad[some], weight[:, some])
         sizes = np.bincount(pairs.label)[label]
