@@ -187,6 +187,7 @@ def test_every_finder_is_measured_in_every_kind_of_scenario():
         cells = bench.scenario(name, FINDERS, 2)
         found = {cell.finder: cell for cell in cells if cell.measure == "auroc"}
         assert set(found) == set(FINDERS)
+        assert {cell.scenario for cell in cells} == {name}
         assert all(cell.low <= cell.high for cell in found.values())
         # gradients alone tell here: lengths, log-probabilities and norms are random
         assert found[DEFAULT].value > 0.95

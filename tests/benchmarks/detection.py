@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detection_tables import BEYOND, SHOWN, Cell, show, write_cells
+from detection_tables import BEYOND, BEYOND_MEAN, SHOWN, Cell, show, write_cells
 from finders import (
     DEFAULT,
     FINDERS,
@@ -86,9 +86,11 @@ class Bench:
         drawn = resamples(seeds, len(self.weight) - 1, np.random.default_rng(1))
         means = {key: over_seeds(values, drawn) for key, values in parts.items()}
         for finder, measure in list(means):
-            if measure in ("auroc", "precision") and (DEFAULT, measure) in means:
-                means[finder, f"{measure} {BEYOND}"] = (
-                    means[finder, measure] - means[DEFAULT, measure])
+            other = {BEYOND: DEFAULT, BEYOND_MEAN: f"mean, {finder.split(', ')[-1]}"}
+            for beyond, reference in other.items():
+                if measure in ("auroc", "precision") and (reference, measure) in means:
+                    means[finder, f"{measure} {beyond}"] = (
+                        means[finder, measure] - means[reference, measure])
         return [Cell(name, *key, *interval(values)) for key, values in sorted(means.items())]
 
     def _seed(

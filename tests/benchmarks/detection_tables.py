@@ -15,6 +15,8 @@ SHOWN = ("pcgrad, raw", "pcgrad, unit", "mean, raw", "mean, unit", "no groups, u
          "pcgrad, unit, language left out", "pcgrad, unit + margin per token",
          "own language, unit", "margin", "margin per token", "norm", "length")
 BEYOND = "beyond default"
+BEYOND_MEAN = "beyond mean"
+"""Beyond the mean of pairs of the same norm: what surgery adds."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def show(cells: Iterable[Cell], measure: str, finders: Sequence[str], bare: bool
     """Print one measure, scenarios down and finders across; ``bare``: without intervals."""
     table = {(cell.scenario, cell.finder): cell for cell in cells if cell.measure == measure}
     finders = [one for one in finders if any(key[1] == one for key in table)]
-    signed = "+" if BEYOND in measure else ""
+    signed = "+" if "beyond" in measure else ""
     print(f"| {measure} | " + " | ".join(finders) + " |")
     print("|---" * (len(finders) + 1) + "|")
     for name in dict.fromkeys(key[0] for key in table):
