@@ -60,7 +60,7 @@ def show(cells: Iterable[Cell], measure: str, finders: Sequence[str], bare: bool
 
 
 def _entry(cell: Cell | None, signed: str, bare: bool) -> str:
-    if cell is None:
+    if cell is None or cell.value != cell.value:
         return "-"
     value = f"{cell.value:{signed}.2f}"
     if bare or cell.low == cell.high:
