@@ -54,7 +54,7 @@ def groups(value: str) -> str:
     kind, _, count = value.partition(":")
     if value != "data" and not (kind == "cluster" and count.isascii() and count.isdecimal()):
         raise UsageError(f"--groups {value}: pass data or cluster:K.", "such as cluster:20")
-    if count and not 2 <= int(count) <= MOST_CLUSTERS:
+    if count and not (len(count) < 9 and 2 <= int(count) <= MOST_CLUSTERS):
         raise UsageError(f"--groups {value}: K is a number from 2 to {MOST_CLUSTERS}.")
     return value
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import (
     StoredConsensus,
+    can_name,
     consensus_file,
     open_consensus,
     parse_consensus,
@@ -59,11 +60,11 @@ def find_consensus(text: str, path: Path | None) -> ConsensusPlace:
     A name that the store itself has comes first. Raises :class:`UsageError` for a bare name where
     there is no store.
     """
-    if path is not None and _plain(text) and consensus_file(path, text).is_file():
+    if path is not None and can_name(text) and consensus_file(path, text).is_file():
         return ConsensusPlace(path, text)
     before, _, name = text.rpartition(":")
     for store, called in ((text, "default"), (before, name)):
-        if store and (Path(store) / "store.json").is_file():
+        if _is_store(store):
             place = ConsensusPlace(Path(store), called)
             consensus_file(place.store, called)  # refuses what is no name
             same = path is not None and place.store.resolve() == path.resolve()
@@ -81,13 +82,17 @@ def store_named(texts: Iterable[str]) -> Path | None:
     """The store of the first of these that names one."""
     for text in texts:
         for store in (text, text.rpartition(":")[0]):
-            if store and (Path(store) / "store.json").is_file():
+            if _is_store(store):
                 return Path(store)
     return None
 
 
-def _plain(text: str) -> bool:
-    return bool(text) and not text.startswith(".") and "/" not in text and "\0" not in text
+def _is_store(text: str) -> bool:
+    """Whether a folder of that name is a store; some texts can name none."""
+    try:
+        return bool(text) and (Path(text) / "store.json").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_released(place: ConsensusPlace) -> Released:
@@ -95,15 +100,12 @@ def read_released(place: ConsensusPlace) -> Released:
     cure = f"copy it again, or run: congrad consensus {place.store}"
     header = read_header(place.store)
     arrays, metadata = open_consensus(place.file, header, cure)
-    check_sums(place.file, arrays, metadata, cure)
     label, digest = arrays.get("label"), arrays.get("digest")
     pairs = len(label) if label is not None and label.ndim == 1 else 0
     found = parse_consensus(place.file, arrays, metadata, header, pairs, cure)
-    for array in (*vars(found.consensus).values(), *vars(found.members).values()):
-        if not np.isfinite(array).all():
-            raise StoreError(f"{place.file}: it holds a number that is not finite.", cure)
     if digest is None:
         return Released(found, None)
+    check_sums(place.file, {"digest": digest}, metadata, cure)
     if digest.dtype != np.uint8 or digest.shape != (pairs, 16):
         raise StoreError(f"{place.file}: tensor 'digest' has another shape.", cure)
     return Released(found, np.array(digest))

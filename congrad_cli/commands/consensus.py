@@ -50,9 +50,7 @@ def consensus(
         allow_partial=allow_partial, name=name,
     )  # fmt: skip
     from congrad_cli.consensus.run import run
-    from congrad_cli.weights import clip_quantile
 
-    clip_quantile(pair_norm)
     summary = run(path, settings, console.TerminalProgress(quiet))
     if not quiet:
         show_consensus(summary, method)

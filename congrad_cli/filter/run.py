@@ -33,6 +33,7 @@ from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore, require_complete
+from congrad_cli.weights import check_settings as check_loss
 
 
 def check_settings(settings: FilterSettings) -> None:
@@ -115,6 +116,7 @@ def judge(path: Path, settings: FilterSettings, progress: Progress) -> Judged:
 
 def _check_target(store: GradientStore, target: Target, settings: FilterSettings) -> None:
     """Raise :class:`UsageError` for options that this store and consensus have no use for."""
+    check_loss(own_loss(target.settings, settings))
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")
