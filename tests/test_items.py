@@ -1,7 +1,9 @@
 """Copies and whole items taken out of the consensus, against averaging all again without them."""
 
+import errno
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -255,3 +257,25 @@ def test_a_pair_that_stands_twice_is_not_scored_against_its_copy(make_store, tmp
     assert score[0] == score[6] == pytest.approx(expected, abs=1e-6)
     flattered = [entry["score"] for entry in scored(path, tmp_path, leave_one_out=False)]
     assert flattered[0] > score[0] + 0.3
+
+
+def test_leaving_items_out_serves_group_cosines_whatever_pairs_are_ranked_by(store, tmp_path):
+    """Then the options do something, and may be given."""
+    options = {"group_cosines": True, "data": (named(store, "aabbccddeeff", tmp_path),)}
+    with_item, without, whole = (
+        [entry["cosines"] for entry in scored(
+            store, tmp_path, rank_by="margin", keep=3, **options, **more)]
+        for more in ({"leave_out_by": "item"}, {}, {"leave_one_out": False}))
+    by_score = scored(store, tmp_path, leave_out_by="item", **options)
+    assert with_item == [entry["cosines"] for entry in by_score]
+    assert with_item != without != whole
+
+
+def test_cosines_that_do_not_fit_on_the_disk_are_an_error(store, tmp_path, monkeypatch):
+    """Written through a map, they would kill the process where the disk is full."""
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        scored(store, tmp_path, group_cosines=True)

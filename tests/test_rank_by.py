@@ -192,3 +192,8 @@ def test_a_threshold_may_be_named_for_any_ranking():
         check_ranking(FilterSettings(rank_by=name, min_score=0.5))
     check_ranking(FilterSettings(rank_by="norm", keep=1, loss="hinge"))
     check_ranking(FilterSettings(rank_by="mean-score", confidence=1.0))
+
+
+@pytest.mark.parametrize("use", [{"dedup": 0.9}, {"max_conflict": 0.5}, {"group_cosines": True}])
+def test_a_loss_may_be_named_where_signs_of_gradients_matter(use):
+    check_ranking(FilterSettings(rank_by="random", keep=1, loss="hinge", **use))

@@ -110,6 +110,8 @@ def _count(a: NDArray[np.bool_], b: NDArray[np.bool_], where: NDArray[np.bool_])
 def rank_correlation(a: Floats, b: Floats) -> float:
     """Spearman's, over the pairs that have both numbers; equal numbers share their ranks."""
     there = ~(np.isnan(a) | np.isnan(b))
+    if not there.any():
+        return float("nan")
     one, two = (_ranks(part[there]) for part in (a, b))
     one, two = one - one.mean(), two - two.mean()
     scale = np.sqrt((one @ one) * (two @ two))

@@ -1,5 +1,6 @@
 """``--group-cosines``: how far each pair's gradient points along every group's."""
 
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -106,4 +107,7 @@ def _spool(rows: int, columns: int) -> Floats:
     if not rows * columns:
         return np.empty((rows, columns))
     with tempfile.TemporaryFile() as file:
+        # a full disk is an error here; met while the map is written it would kill the process
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 8 * rows * columns)
         return np.memmap(file, np.float64, "w+", shape=(rows, columns))

@@ -43,10 +43,12 @@ def check_ranking(settings: FilterSettings) -> None:
     if by_score(settings) and settings.min_score is None:
         raise UsageError(f"--rank-by {name} has no threshold of its own.",
                          "give --keep-ratio, --keep, --quotas or --min-score with it")
-    unused = {"confidence": settings.confidence is not None,
-              "no_leave_one_out": not settings.leave_one_out,
-              "leave_out_by": settings.leave_out_by is not None}
-    if name != "norm":
+    unused = {"confidence": settings.confidence is not None}
+    if not settings.group_cosines:
+        unused |= {"no_leave_one_out": not settings.leave_one_out,
+                   "leave_out_by": settings.leave_out_by is not None}
+    signs = settings.group_cosines or settings.dedup is not None  # of the weights, turn gradients
+    if not (name == "norm" or signs or settings.max_conflict is not None):
         unused |= {option: getattr(settings, option) is not None for option in LOSS_OPTIONS}
     for option, given in unused.items():
         if given:
