@@ -88,7 +88,8 @@ def write_consensus(
 
 def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsensus:
     """Read a consensus back; it must have seen exactly the store's rows."""
-    file, cure = consensus_file(path, name), f"run: congrad consensus {path}"
+    file, again = consensus_file(path, name), "" if name == "default" else f" --name {name}"
+    cure = f"run: congrad consensus {path}{again}"
     arrays, metadata = open_consensus(file, store.header, cure)
     if metadata.get("pairs") != pairs_digest(store):
         raise StoreError(f"{file} was made when the store held other pairs.", cure)
@@ -98,7 +99,9 @@ def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsens
 def open_consensus(file: Path, header: StoreHeader, cure: str) -> tuple[Arrays, dict[str, Any]]:
     """The tensors and metadata of a consensus of the store with that header."""
     if not file.is_file():
-        raise StoreError(f"{file.parent.parent} has no consensus named '{file.stem}'.", cure)
+        there = sorted(one.stem for one in file.parent.glob("*.safetensors"))
+        raise StoreError(f"{file.parent.parent} has no consensus named '{file.stem}'.",
+                         *([f"there: {', '.join(there)}"] if there else []), cure)
     arrays, metadata = map_arrays(file)
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{file} belongs to another store.", cure)

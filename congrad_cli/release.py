@@ -97,7 +97,8 @@ def _is_store(text: str) -> bool:
 
 def read_released(place: ConsensusPlace) -> Released:
     """Read a consensus by itself. Raises :class:`StoreError` where a byte of it has changed."""
-    cure = f"copy it again, or run: congrad consensus {place.store}"
+    again = "" if place.name == "default" else f" --name {place.name}"
+    cure = f"copy it again, or run: congrad consensus {place.store}{again}"
     header = read_header(place.store)
     arrays, metadata = open_consensus(place.file, header, cure)
     label, digest = arrays.get("label"), arrays.get("digest")

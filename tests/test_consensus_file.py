@@ -114,3 +114,23 @@ def test_a_text_that_can_name_no_file_names_no_consensus(path, text):
     assert store_named([text]) is None
     if "/" not in text:
         assert find_consensus(text, path).name == text
+
+
+def test_a_consensus_that_is_missing_is_told_with_those_there_are(path):
+    consensus.run(path, ConsensusSettings(name="strict"), Silent())
+    with pytest.raises(StoreError, match="no consensus named 'strikt'") as caught:
+        judged(path, consensus="strikt")
+    assert caught.value.hints == ("there: default, strict",
+                                  f"run: congrad consensus {path} --name strikt")
+
+
+def test_outputs_are_looked_at_before_the_pairs(path, monkeypatch, tmp_path):
+    """Hours of scoring shall not end with a folder that is not there."""
+    def unwanted(*_):
+        raise AssertionError("the pairs were read")
+
+    monkeypatch.setattr(filtering, "judge", unwanted)
+    for wrong in ({"scores": tmp_path / "none" / "x"}, {"output": tmp_path / "x.parquet"},
+                  {"output": tmp_path / "x", "dropped": tmp_path / "x"}):
+        with pytest.raises(UsageError):
+            filtering.run(path, FilterSettings(**wrong), io.BytesIO(), Silent())

@@ -28,7 +28,7 @@ from congrad_cli.filter.ranking import (
 from congrad_cli.filter.summary import FilterSummary, summarise
 from congrad_cli.filter.target import Target, find_target
 from congrad_cli.filter.verdicts import Outcome, Verdicts, as_json
-from congrad_cli.filter.writing import data_files, write_outputs
+from congrad_cli.filter.writing import check_outputs, data_files, write_outputs
 from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.settings import FilterSettings
@@ -69,6 +69,7 @@ def run(
     :func:`congrad_cli.filter.gates.require_gates`.
     """
     begun = time.monotonic()
+    check_outputs(settings)  # a wrong name shall not cost a pass over the store
     judged = judge(path, settings, progress)
     verdicts = Verdicts(judged.store, judged.target, judged.outcome, settings.rank_by)
     write_outputs(judged.store, settings, verdicts, stdout)
