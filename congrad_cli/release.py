@@ -119,9 +119,9 @@ def check_comparable(path: Path, other: Path) -> None:
     """
     ours, theirs = read_header(path), read_header(other)
     check_same(other, theirs, ours, f"{path} must be sketched as {other} was; data may differ")
-    if theirs.width != ours.width:
-        raise StoreError(f"{other} was made with another projection: width {theirs.width}, "
-                         f"and {path} with {ours.width}.", COPY)
+    if (theirs.dim, theirs.width) != (ours.dim, ours.width):
+        raise StoreError(f"{other} was made with another projection: {theirs.dim} numbers, width "
+                         f"{theirs.width}, and {path} with {ours.dim}, {ours.width}.", COPY)
     _check_projections(path / PROJECTION, ours, other / PROJECTION)
 
 
