@@ -12,9 +12,11 @@ from congrad_cli.records.files import find_files, store_name
 from congrad_cli.settings import (
     LENGTHLESS,
     LOSSES,
+    METHODS,
     MOST_CLUSTERS,
     ROW_SIZES,
     STORE_DTYPES,
+    ConsensusSettings,
     RecordSettings,
 )
 
@@ -47,6 +49,22 @@ def group_weights(value: str, method: str) -> str:
         raise UsageError(f"--weights {value}: an object of numbers is needed, none negative.",
                          'such as {"de": 2, "sw": 0.5}')
     return json.dumps(weights, sort_keys=True)
+
+
+def check_used(settings: ConsensusSettings) -> None:
+    """Raise :class:`UsageError` for options of ``consensus`` that the others leave without use."""
+    plain = ConsensusSettings()
+    for name, by, uses in (
+        ("orders", "method", ("pcgrad",)), ("trim", "average", ("trimmed",)),
+        ("ema_decay", "average", ("ema",)), ("ema_batch", "average", ("ema",)),
+        ("length_penalty", "loss", ("lp-dpo",)), ("label_smoothing", "loss", ("robust",)),
+        ("normalize_groups", "method", tuple(set(METHODS) - set(LENGTHLESS))),
+    ):  # fmt: skip
+        value, chosen = getattr(settings, name), getattr(settings, by)
+        if value != getattr(plain, name) and chosen not in uses:
+            cure = "leave it out" + (f", or pass --{by} {uses[0]}" if len(uses) == 1 else "")
+            raise UsageError(f"--{name.replace('_', '-')} {value} does nothing with --{by} "
+                             f"{chosen}.", cure)
 
 
 def groups(value: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from synthetic import random_rows
 
+from congrad_cli import arguments
 from congrad_cli.consensus import run as consensus
 from congrad_cli.direction import consensus_file, read_consensus
 from congrad_cli.errors import NumericsError, StoreError, UsageError
@@ -134,3 +135,28 @@ def test_outputs_are_looked_at_before_the_pairs(path, monkeypatch, tmp_path):
                   {"output": tmp_path / "x", "dropped": tmp_path / "x"}):
         with pytest.raises(UsageError):
             filtering.run(path, FilterSettings(**wrong), io.BytesIO(), Silent())
+
+
+@pytest.mark.parametrize("options", [
+    {"orders": 8, "method": "upgrad"}, {"trim": 0.2}, {"ema_decay": 0.5}, {"ema_batch": 4},
+    {"length_penalty": 0.1}, {"label_smoothing": 0.2, "loss": "lp-dpo"},
+    {"normalize_groups": "unit", "method": "nash-mtl"},
+])  # fmt: skip
+def test_an_option_that_the_others_leave_without_use_is_refused(options):
+    """Who passes --trim alone would believe that something is trimmed."""
+    with pytest.raises(UsageError, match="does nothing with"):
+        arguments.check_used(ConsensusSettings(**options))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"orders": 8}, {"trim": 0.2, "average": "trimmed"}, {"ema_batch": 4, "average": "ema"},
+    {"length_penalty": 0.1, "loss": "lp-dpo"}, {"normalize_groups": "unit", "method": "mgda"},
+])  # fmt: skip
+def test_options_that_are_used_pass(options):
+    arguments.check_used(ConsensusSettings(**options))
+
+
+def test_a_loss_option_of_filter_that_does_nothing_is_refused(path):
+    with pytest.raises(UsageError, match="--label-smoothing does nothing with --loss dpo"):
+        judged(path, label_smoothing=0.2)
+    judged(path, label_smoothing=0.2, loss="robust")

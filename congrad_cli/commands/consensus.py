@@ -49,6 +49,7 @@ def consensus(
         length_penalty=length_penalty, label_smoothing=label_smoothing,
         allow_partial=allow_partial, name=name,
     )  # fmt: skip
+    arguments.check_used(settings)
     from congrad_cli.consensus.run import run
 
     summary = run(path, settings, console.TerminalProgress(quiet))

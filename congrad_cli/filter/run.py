@@ -117,7 +117,12 @@ def judge(path: Path, settings: FilterSettings, progress: Progress) -> Judged:
 
 def _check_target(store: GradientStore, target: Target, settings: FilterSettings) -> None:
     """Raise :class:`UsageError` for options that this store and consensus have no use for."""
-    check_loss(own_loss(target.settings, settings))
+    scored_by = own_loss(target.settings, settings)
+    check_loss(scored_by)
+    for name, loss in (("length_penalty", "lp-dpo"), ("label_smoothing", "robust")):
+        if getattr(settings, name) is not None and scored_by.loss != loss:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing with --loss "
+                             f"{scored_by.loss}.", f"leave it out, or pass --loss {loss}")
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")
