@@ -39,14 +39,19 @@ def group_weights(value: str, method: str) -> str:
     if value == "size":
         return value
     try:
-        weights = json.loads(Path(value).read_text(encoding="utf-8"))
+        weights = json.loads(Path(value).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise UsageError(f"--weights {value}: {error.strerror}.",
                          "pass uniform, size, or a JSON file: group -> weight") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--weights {value}: not JSON ({error}).") from error
+    return weights_as_text(f"--weights {value}", weights)
+
+
+def weights_as_text(where: str, weights: object) -> str:
+    """Weights of groups, checked, as settings have them."""
     if not isinstance(weights, dict) or not all(map(_is_weight, weights.values())):
-        raise UsageError(f"--weights {value}: an object of numbers is needed, none negative.",
+        raise UsageError(f"{where}: an object of numbers is needed, none negative.",
                          'such as {"de": 2, "sw": 0.5}')
     return json.dumps(weights, sort_keys=True)
 
@@ -75,6 +80,14 @@ def groups(value: str) -> str:
     if count and not (len(count) < 9 and 2 <= int(count) <= MOST_CLUSTERS):
         raise UsageError(f"--groups {value}: K is a number from 2 to {MOST_CLUSTERS}.")
     return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; raises :class:`ValueError` where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _is_weight(value: object) -> bool:

@@ -157,6 +157,7 @@ def test_weights_of_a_group_that_is_not_there(store):
 @pytest.mark.parametrize(("text", "said"), [
     ("{", "not JSON"), ("[1]", "an object of numbers"), ('{"de": "2"}', "an object of numbers"),
     ('{"de": -1}', "none negative"), ('{"de": NaN}', "an object of numbers"),
+    ('{"de": 1, "de": 2}', "not JSON .a key stands twice"),
     ('{"de": true}', "an object of numbers"), (b"\xff", "not JSON"),
     ('{"de": 1' + "0" * 400 + "}", "an object of numbers"), ("[" * 100_000, "not JSON"),
 ])  # fmt: skip

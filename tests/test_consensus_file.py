@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import random_rows
 
-from congrad_cli import arguments
+from congrad_cli import api, arguments
 from congrad_cli.consensus import run as consensus
 from congrad_cli.direction import consensus_file, read_consensus
 from congrad_cli.errors import NumericsError, StoreError, UsageError
@@ -160,3 +160,11 @@ def test_a_loss_option_of_filter_that_does_nothing_is_refused(path):
     with pytest.raises(UsageError, match="--label-smoothing does nothing with --loss dpo"):
         judged(path, label_smoothing=0.2)
     judged(path, label_smoothing=0.2, loss="robust")
+
+
+@pytest.mark.parametrize("options", [
+    {"groups": "cluster:x"}, {"weights": {"de": -1}}, {"weights": {"de": "2"}}, {"method": "none"},
+])  # fmt: skip
+def test_options_from_python_are_refused_in_a_sentence(path, options):
+    with pytest.raises(UsageError):
+        api.consensus(path, **options)
