@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli import arguments
 from congrad_cli.errors import UsageError
 from congrad_cli.progress import Progress, Silent
 from congrad_cli.records.files import find_files
@@ -107,8 +108,10 @@ def consensus(
 
     weights = options.get("weights")
     if isinstance(weights, Mapping):
-        options["weights"] = json.dumps(dict(weights), sort_keys=True)
-    return run(Path(store), _settings(ConsensusSettings, options), progress or Silent())
+        options["weights"] = arguments.weights_as_text("weights", dict(weights))
+    settings = _settings(ConsensusSettings, options)
+    arguments.groups(settings.groups)
+    return run(Path(store), settings, progress or Silent())
 
 
 def select(

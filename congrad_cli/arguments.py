@@ -12,9 +12,11 @@ from congrad_cli.records.files import find_files, store_name
 from congrad_cli.settings import (
     LENGTHLESS,
     LOSSES,
+    METHODS,
     MOST_CLUSTERS,
     ROW_SIZES,
     STORE_DTYPES,
+    ConsensusSettings,
     RecordSettings,
 )
 
@@ -37,16 +39,37 @@ def group_weights(value: str, method: str) -> str:
     if value == "size":
         return value
     try:
-        weights = json.loads(Path(value).read_text(encoding="utf-8"))
+        weights = json.loads(Path(value).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise UsageError(f"--weights {value}: {error.strerror}.",
                          "pass uniform, size, or a JSON file: group -> weight") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--weights {value}: not JSON ({error}).") from error
+    return weights_as_text(f"--weights {value}", weights)
+
+
+def weights_as_text(where: str, weights: object) -> str:
+    """Weights of groups, checked, as settings have them."""
     if not isinstance(weights, dict) or not all(map(_is_weight, weights.values())):
-        raise UsageError(f"--weights {value}: an object of numbers is needed, none negative.",
+        raise UsageError(f"{where}: an object of numbers is needed, none negative.",
                          'such as {"de": 2, "sw": 0.5}')
     return json.dumps(weights, sort_keys=True)
+
+
+def check_used(settings: ConsensusSettings) -> None:
+    """Raise :class:`UsageError` for options of ``consensus`` that the others leave without use."""
+    plain = ConsensusSettings()
+    for name, by, uses in (
+        ("orders", "method", ("pcgrad",)), ("trim", "average", ("trimmed",)),
+        ("ema_decay", "average", ("ema",)), ("ema_batch", "average", ("ema",)),
+        ("length_penalty", "loss", ("lp-dpo",)), ("label_smoothing", "loss", ("robust",)),
+        ("normalize_groups", "method", tuple(set(METHODS) - set(LENGTHLESS))),
+    ):  # fmt: skip
+        value, chosen = getattr(settings, name), getattr(settings, by)
+        if value != getattr(plain, name) and chosen not in uses:
+            cure = "leave it out" + (f", or pass --{by} {uses[0]}" if len(uses) == 1 else "")
+            raise UsageError(f"--{name.replace('_', '-')} {value} does nothing with --{by} "
+                             f"{chosen}.", cure)
 
 
 def groups(value: str) -> str:
@@ -54,9 +77,17 @@ def groups(value: str) -> str:
     kind, _, count = value.partition(":")
     if value != "data" and not (kind == "cluster" and count.isascii() and count.isdecimal()):
         raise UsageError(f"--groups {value}: pass data or cluster:K.", "such as cluster:20")
-    if count and not 2 <= int(count) <= MOST_CLUSTERS:
+    if count and not (len(count) < 9 and 2 <= int(count) <= MOST_CLUSTERS):
         raise UsageError(f"--groups {value}: K is a number from 2 to {MOST_CLUSTERS}.")
     return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; raises :class:`ValueError` where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _is_weight(value: object) -> bool:

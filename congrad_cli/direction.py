@@ -12,12 +12,14 @@ from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.header import StoreHeader
 from congrad_cli.settings import FORMAT, ConsensusSettings
 from congrad_cli.store import GradientStore
-from congrad_cli.tensors import Arrays, map_arrays, pack_arrays, replace_file
-from congrad_cli.weights import Members
+from congrad_cli.tensors import Arrays, check_sums, map_arrays, pack_arrays, replace_file
+from congrad_cli.weights import Members, check_settings
 
 MATRICES = {"conflict_range": (2,), "after": ()}
 """What a file may tell of every two groups, behind [L, L]: the 95 % interval of their cosine, and
 the cosine between what they add to the consensus."""
+LONGEST_NAME = 200
+"""Bytes of a consensus' name: file systems allow 255, ending and all."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ class StoredConsensus:
     matrices: Arrays = field(default_factory=dict)
 
 
+def can_name(text: str) -> bool:
+    """Whether a consensus may be called that: its file stays inside the store, and can be made."""
+    outside = not text or text.startswith(".") or "/" in text or "\0" in text
+    return not outside and len(text.encode(errors="surrogatepass")) <= LONGEST_NAME
+
+
 def consensus_file(path: Path, name: str) -> Path:
     """Where the consensus called ``name`` lies; raises unless the name stays inside the store."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise UsageError(f"'{name}' cannot name a consensus.", "use letters, digits, - and _")
+    if not can_name(name):
+        raise UsageError(f"'{name}' cannot name a consensus.",
+                         f"use up to {LONGEST_NAME} letters, digits, - and _")
     return path / "consensus" / f"{name}.safetensors"
 
 
@@ -79,7 +88,8 @@ def write_consensus(
 
 def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsensus:
     """Read a consensus back; it must have seen exactly the store's rows."""
-    file, cure = consensus_file(path, name), f"run: congrad consensus {path}"
+    file, again = consensus_file(path, name), "" if name == "default" else f" --name {name}"
+    cure = f"run: congrad consensus {path}{again}"
     arrays, metadata = open_consensus(file, store.header, cure)
     if metadata.get("pairs") != pairs_digest(store):
         raise StoreError(f"{file} was made when the store held other pairs.", cure)
@@ -89,7 +99,9 @@ def read_consensus(path: Path, name: str, store: GradientStore) -> StoredConsens
 def open_consensus(file: Path, header: StoreHeader, cure: str) -> tuple[Arrays, dict[str, Any]]:
     """The tensors and metadata of a consensus of the store with that header."""
     if not file.is_file():
-        raise StoreError(f"{file.parent.parent} has no consensus named '{file.stem}'.", cure)
+        there = sorted(one.stem for one in file.parent.glob("*.safetensors"))
+        raise StoreError(f"{file.parent.parent} has no consensus named '{file.stem}'.",
+                         *([f"there: {', '.join(there)}"] if there else []), cure)
     arrays, metadata = map_arrays(file)
     if metadata.get("fingerprint") != header.fingerprint:
         raise StoreError(f"{file} belongs to another store.", cure)
@@ -99,30 +111,40 @@ def open_consensus(file: Path, header: StoreHeader, cure: str) -> tuple[Arrays, 
 def parse_consensus(
     file: Path, arrays: Arrays, metadata: dict[str, Any], header: StoreHeader, pairs: int, cure: str
 ) -> StoredConsensus:
-    """What a file's tensors and metadata say, checked; made of so many ``pairs``."""
+    """What a file's tensors and metadata say; made of so many ``pairs``.
+
+    Raises :class:`StoreError` where a byte of the tensors has changed, and for nonsense.
+    """
     names = metadata.get("groups")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise StoreError(f"{file} does not name its groups; an older congrad made it.", cure)
+    if len(set(names)) < len(names):
+        raise StoreError(f"{file}: two groups have one name.", cure)
     groups = len(names)
     shapes = {"direction": (header.dim,),
               "gradients": (groups, header.dim),
               "coefficients": (groups,),
               "excess": (groups, header.width),
               "label": (pairs,), "scale": (pairs,), "share": (pairs,)}
+    copies = {}
     for tensor, shape in shapes.items():
         kind = np.int32 if tensor == "label" else np.float64
         found = arrays.get(tensor)
         if found is None or found.shape != shape or found.dtype != kind:
             raise StoreError(f"{file}: tensor '{tensor}' is missing or has another shape.", cure)
-    label = arrays["label"]
+        copies[tensor] = np.array(found)
+        if not np.isfinite(copies[tensor]).all():
+            raise StoreError(f"{file}: it holds a number that is not finite.", cure)
+    check_sums(file, copies, metadata, cure)
+    label = copies["label"]
     if pairs and not 0 <= label.min() <= label.max() < groups:
         raise StoreError(f"{file}: a pair in no group.", cure)
     try:
         settings = ConsensusSettings(**metadata["settings"])
         _check_kinds(settings)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{file}: unknown settings ({error}).") from error
-    copies = {tensor: np.array(arrays[tensor]) for tensor in shapes}
+        check_settings(settings)
+    except (KeyError, TypeError, UsageError) as error:
+        raise StoreError(f"{file}: unknown settings ({error}).", cure) from error
     belong = Members(**{tensor: copies.pop(tensor) for tensor in ("label", "scale", "share")})
     findings = metadata.get("findings")  # an older congrad wrote none
     matrices = {name: np.array(arrays[name]) for name, tail in MATRICES.items()

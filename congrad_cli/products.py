@@ -8,7 +8,7 @@ A decoded row is x^_i = x_i + e_i, with an error e_i that has nothing to do with
 (0.57 for 1bit). With g_i = f_i x_i and G_l = sum_i t_i x_i, t_i = c_i f_i, every product that
 contains a row twice is too large by that row's share:
 
-    <G_l, G_l>  by  E_l = sum_{i in l} t_i^2 E_i
+    <G_l, G_l>  by  E_l = sum_{i in l} t_i^2 E_i      (copies of a pair: see with_copies)
     <d, G_l>    by  a_l E_l              (d = sum_l a_l G_l)
     <d, d>      by  sum_l a_l^2 E_l
     <g_i, G_l>  by  f_i t_i E_i          (i in l)
@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
 from congrad_cli.direction import Consensus
+from congrad_cli.store import GradientStore
+from congrad_cli.store_index import find_digests
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float32] | NDArray[np.float64]
@@ -87,6 +89,25 @@ def row_squares(direction: Rows, codec: Codec) -> RowSquares:
     whole = decoded.sum(1, keepdims=True)
     true = np.divide(decoded, whole, out=np.zeros_like(decoded), where=whole > 0)
     return RowSquares(true, decoded - true)
+
+
+def with_copies(store: GradientStore, part: NDArray[Any], term: Floats) -> Floats:
+    """Of every pair, [N]: the sum of ``term`` [N] over its copies in its ``part`` [N], itself
+    included.
+
+    Copies (equal digests) are one row of the store with one error E, so the square of a sum that
+    holds them with t_1 .. t_k is too large by (t_1 + .. + t_k)^2 E. Where E is 0, ``term`` will do.
+    """
+    if store.header.codec.exact:
+        return term
+    digest = store.column("digest")
+    first = find_digests(digest, digest)
+    if (first == np.arange(len(first))).all():
+        return term
+    pairs = np.column_stack([first, part])
+    _, same = np.unique(pairs, axis=0, return_inverse=True)
+    same = same.reshape(-1)
+    return np.asarray(np.bincount(same, term)[same], np.float64)
 
 
 def gramian(gradients: Floats, excess: Floats) -> Floats:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from congrad_cli.direction import (
     StoredConsensus,
+    can_name,
     consensus_file,
     open_consensus,
     parse_consensus,
@@ -59,11 +60,11 @@ def find_consensus(text: str, path: Path | None) -> ConsensusPlace:
     A name that the store itself has comes first. Raises :class:`UsageError` for a bare name where
     there is no store.
     """
-    if path is not None and _plain(text) and consensus_file(path, text).is_file():
+    if path is not None and can_name(text) and consensus_file(path, text).is_file():
         return ConsensusPlace(path, text)
     before, _, name = text.rpartition(":")
     for store, called in ((text, "default"), (before, name)):
-        if store and (Path(store) / "store.json").is_file():
+        if _is_store(store):
             place = ConsensusPlace(Path(store), called)
             consensus_file(place.store, called)  # refuses what is no name
             same = path is not None and place.store.resolve() == path.resolve()
@@ -81,29 +82,31 @@ def store_named(texts: Iterable[str]) -> Path | None:
     """The store of the first of these that names one."""
     for text in texts:
         for store in (text, text.rpartition(":")[0]):
-            if store and (Path(store) / "store.json").is_file():
+            if _is_store(store):
                 return Path(store)
     return None
 
 
-def _plain(text: str) -> bool:
-    return bool(text) and not text.startswith(".") and "/" not in text and "\0" not in text
+def _is_store(text: str) -> bool:
+    """Whether a folder of that name is a store; some texts can name none."""
+    try:
+        return bool(text) and (Path(text) / "store.json").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_released(place: ConsensusPlace) -> Released:
     """Read a consensus by itself. Raises :class:`StoreError` where a byte of it has changed."""
-    cure = f"copy it again, or run: congrad consensus {place.store}"
+    again = "" if place.name == "default" else f" --name {place.name}"
+    cure = f"copy it again, or run: congrad consensus {place.store}{again}"
     header = read_header(place.store)
     arrays, metadata = open_consensus(place.file, header, cure)
-    check_sums(place.file, arrays, metadata, cure)
     label, digest = arrays.get("label"), arrays.get("digest")
     pairs = len(label) if label is not None and label.ndim == 1 else 0
     found = parse_consensus(place.file, arrays, metadata, header, pairs, cure)
-    for array in (*vars(found.consensus).values(), *vars(found.members).values()):
-        if not np.isfinite(array).all():
-            raise StoreError(f"{place.file}: it holds a number that is not finite.", cure)
     if digest is None:
         return Released(found, None)
+    check_sums(place.file, {"digest": digest}, metadata, cure)
     if digest.dtype != np.uint8 or digest.shape != (pairs, 16):
         raise StoreError(f"{place.file}: tensor 'digest' has another shape.", cure)
     return Released(found, np.array(digest))
@@ -116,9 +119,9 @@ def check_comparable(path: Path, other: Path) -> None:
     """
     ours, theirs = read_header(path), read_header(other)
     check_same(other, theirs, ours, f"{path} must be sketched as {other} was; data may differ")
-    if theirs.width != ours.width:
-        raise StoreError(f"{other} was made with another projection: width {theirs.width}, "
-                         f"and {path} with {ours.width}.", COPY)
+    if (theirs.dim, theirs.width) != (ours.dim, ours.width):
+        raise StoreError(f"{other} was made with another projection: {theirs.dim} numbers, width "
+                         f"{theirs.width}, and {path} with {ours.dim}, {ours.width}.", COPY)
     _check_projections(path / PROJECTION, ours, other / PROJECTION)
 
 

@@ -6,13 +6,14 @@ average is of that form, robust ones too: the c_i sum to 1 in each group.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.errors import UsageError
-from congrad_cli.settings import ConsensusSettings
+from congrad_cli.errors import NumericsError, UsageError
+from congrad_cli.settings import AVERAGES, LOSSES, METHODS, ConsensusSettings
 from congrad_cli.store import GradientStore
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,31 @@ class Members:
     share: Floats
 
 
+def check_settings(settings: ConsensusSettings) -> None:
+    """Raise :class:`UsageError` for a loss or an average that there is not, or impossible numbers.
+
+    What a file says is checked as well, so numbers may be of any size.
+    """
+    for name, value, known in (("loss", settings.loss, LOSSES),
+                               ("average", settings.average, AVERAGES),
+                               ("method", settings.method, METHODS)):
+        if value not in known:
+            raise UsageError(f"--{name} {value}: pass one of {', '.join(known)}.")
+    clip_quantile(settings.pair_norm)
+    largest = sys.float_info.max
+    for name, fits in (("beta", 0 < settings.beta <= largest),
+                       ("length-penalty", abs(settings.length_penalty) <= largest),
+                       ("label-smoothing", 0 <= settings.label_smoothing < 0.5),
+                       ("trim", 0 <= settings.trim < 0.5),
+                       ("ema-decay", 0 <= settings.ema_decay < 1),
+                       ("ema-batch", 1 <= settings.ema_batch < 2**63),
+                       ("orders", settings.orders >= 1),
+                       ("seed", 0 <= settings.seed < 2**63),
+                       ("merge-groups", 0 <= settings.merge_groups <= 1)):
+        if not fits:
+            raise UsageError(f"--{name} {getattr(settings, name.replace('-', '_'))} cannot be.")
+
+
 def members(
     store: GradientStore, label: NDArray[np.int32], groups: int, settings: ConsensusSettings
 ) -> Members:
@@ -43,14 +69,19 @@ def members(
 
 
 def pair_weights(store: GradientStore, settings: ConsensusSettings) -> Floats:
-    """w_i of every pair of the store, in row order, [N]."""
+    """w_i of every pair of the store, in row order, [N]; finite."""
     if settings.loss == "ipo" and store.header.token_weighting != "mean":
         raise UsageError(
             "--loss ipo averages each answer over its tokens, and this store sums them.",
             "sketch again with --token-weighting mean",
         )
     tokens = store.column("tokens").astype(np.float64)  # [N, 3]: prompt, chosen, rejected
-    return loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
+    with np.errstate(all="ignore"):  # what overflows is not finite
+        weight = loss_weights(pair_margins(store), tokens[:, 1] - tokens[:, 2], settings)
+    if not np.isfinite(weight).all():
+        raise NumericsError(f"--loss {settings.loss} gives pairs weights that are not finite.",
+                            "choose another --beta or --length-penalty")
+    return weight
 
 
 def pair_margins(store: GradientStore) -> Floats:

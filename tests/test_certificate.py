@@ -137,6 +137,12 @@ def test_scores_are_those_of_averaging_again_without_the_pair(store, changed, le
     np.testing.assert_allclose(scores.score, expected, atol=1e-5)
 
 
+def test_a_group_whose_weight_vanishes_beside_the_others_takes_no_part(store):
+    """Its factor is no number above 0 any more, so nothing may say that it takes part."""
+    summary = run(store, ConsensusSettings(weights='{"de": 1e-300, "en": 1e300}'), Silent())
+    assert summary.left_out["de"] == "vanishes beside the others"
+
+
 def test_as_many_pairs_as_no_group_has(store):
     with pytest.raises(UsageError, match="leaves no group") as caught:
         run(store, ConsensusSettings(min_pairs=10), Silent())
@@ -152,6 +158,7 @@ def test_weights_of_a_group_that_is_not_there(store):
 @pytest.mark.parametrize(("text", "said"), [
     ("{", "not JSON"), ("[1]", "an object of numbers"), ('{"de": "2"}', "an object of numbers"),
     ('{"de": -1}', "none negative"), ('{"de": NaN}', "an object of numbers"),
+    ('{"de": 1, "de": 2}', "not JSON .a key stands twice"),
     ('{"de": true}', "an object of numbers"), (b"\xff", "not JSON"),
     ('{"de": 1' + "0" * 400 + "}", "an object of numbers"), ("[" * 100_000, "not JSON"),
 ])  # fmt: skip

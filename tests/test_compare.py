@@ -153,3 +153,11 @@ def test_what_cannot_be_compared_is_refused(store, tmp_path):
         compare(store, "default", str(tmp_path / "nowhere"), Silent())
     with pytest.raises(UsageError, match="cannot name a consensus"):
         compare(store, "default", "", Silent())
+
+
+def test_a_single_pair_has_no_rank_correlation_and_no_warning(make_store, recwarn):
+    path = make_store(np.eye(4)[:1])
+    consensus.run(path, ConsensusSettings(), Silent())
+    found = compare(path, "default", "default", Silent()).to_json()
+    assert (found["rank_correlation"], found["overlap"]) == (None, None)
+    assert not list(recwarn)

@@ -1,7 +1,11 @@
 """Copies and whole items taken out of the consensus, against averaging all again without them."""
 
+import errno
 import io
 import json
+import os
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from congrad_cli.direction import Consensus
 from congrad_cli.errors import InputError, UsageError
 from congrad_cli.filter import run as filtering
 from congrad_cli.filter import without as reading
+from congrad_cli.filter.compare import compare
 from congrad_cli.filter.cosines import group_cosines
 from congrad_cli.filter.items import make_items
 from congrad_cli.filter.scores import pair_scores
@@ -255,3 +260,88 @@ def test_a_pair_that_stands_twice_is_not_scored_against_its_copy(make_store, tmp
     assert score[0] == score[6] == pytest.approx(expected, abs=1e-6)
     flattered = [entry["score"] for entry in scored(path, tmp_path, leave_one_out=False)]
     assert flattered[0] > score[0] + 0.3
+
+
+def test_leaving_items_out_serves_group_cosines_whatever_pairs_are_ranked_by(store, tmp_path):
+    """Then the options do something, and may be given."""
+    options = {"group_cosines": True, "data": (named(store, "aabbccddeeff", tmp_path),)}
+    with_item, without, whole = (
+        [entry["cosines"] for entry in scored(
+            store, tmp_path, rank_by="margin", keep=3, **options, **more)]
+        for more in ({"leave_out_by": "item"}, {}, {"leave_one_out": False}))
+    by_score = scored(store, tmp_path, leave_out_by="item", **options)
+    assert with_item == [entry["cosines"] for entry in by_score]
+    assert with_item != without != whole
+
+
+def test_cosines_that_do_not_fit_on_the_disk_are_an_error(store, tmp_path, monkeypatch):
+    """Written through a map, they would kill the process where the disk is full."""
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        scored(store, tmp_path, group_cosines=True)
+
+
+def twice(path):
+    """The same store, of data that holds every pair twice."""
+    index = read_index(path)
+    again = np.tile(np.arange(len(index.group)), 2)
+    write_index(path, type(index)(index.sources, index.fields, index.groups, index.group[again],
+                                  index.digest[again]))
+    return path
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_data_that_stands_twice_changes_no_number(make_store, tmp_path, store_dtype):
+    """Copies are one row with one error of its code, and the averages of all pairs are the same."""
+    rows = np.random.default_rng(3).standard_normal((12, 64)) + 0.3
+    path = make_store(rows, groups=["de", "en", "sw"] * 4, width=4, store_dtype=store_dtype)
+
+    def numbers():
+        summary = consensus.run(path, ConsensusSettings(), Silent())
+        consensus.run(path, ConsensusSettings(pair_norm="unit", name="unit"), Silent())
+        entries = [scored(path, tmp_path, group_cosines=True, leave_one_out=alone)[:12]
+                   for alone in (True, False)]
+        return [*summary.norm, *summary.conflict.ravel(), *summary.cosine,
+                compare(path, "default", "unit", Silent()).direction_cosine,
+                *(number for entry in chain(*entries)
+                  for number in (entry["score"], entry["error"], *entry["cosines"].values()))]
+
+    once = numbers()
+    data = path.parent / "data.jsonl"
+    data.write_bytes(2 * data.read_bytes())
+    twice(path)
+    np.testing.assert_allclose(numbers(), once, atol=2e-6)
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_a_clusters_cohesion_counts_copies_as_equal(make_store, store_dtype):
+    """Two copies have a cosine of 1, not that of two decoded rows."""
+    path = make_store(np.random.default_rng(3).standard_normal((12, 64)), width=4,
+                      store_dtype=store_dtype)
+    once, twofold = (
+        consensus.run(prepare(path), ConsensusSettings(groups="cluster:2"), Silent()
+                      ).grouping.clusters
+        for prepare in (Path, twice))
+    for one, two in zip(once, twofold, strict=True):
+        n = one.pairs
+        assert two.pairs == 2 * n
+        expected = (4 * n * (n - 1) * one.cohesion + 2 * n) / (2 * n * (2 * n - 1))
+        assert two.cohesion == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("store_dtype", STORE_DTYPES)
+def test_group_cosines_of_whole_groups_hold_nothing_of_the_code(store_dtype):
+    """The group holds the decoded row, and what decoding adds to it is no agreement."""
+    rows = np.random.default_rng(0).standard_normal((9, 64))
+    store = memory_store(normalised(rows), np.ones(9), ["de", "en", "sw"] * 3, width=4,
+                         store_dtype=store_dtype)
+    scale, share, label = np.linspace(1, 2, 9), np.full(9, 1 / 3), store.column("group")
+    found = consensus_of(store, scale, share, np.ones(3))
+    cosines = group_cosines(store, found, members_of(store, scale, share), scale, None)
+    table = product_table(store).sum(0)
+    term = (label[:, None] == np.arange(3)) * (scale * share)[:, None]
+    length = np.sqrt(np.diagonal(table)[:, None] * np.diagonal(term.T @ table @ term))
+    np.testing.assert_allclose(cosines, table @ term / length, atol=1e-6)

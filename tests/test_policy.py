@@ -122,7 +122,7 @@ def test_quotas_are_numbers_or_shares(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"fr": 3, "it": 2, "*": 1}', 'groups that the store does not have: "fr", "it"'),
+        ('{"fr": 3, "it": 2, "*": 1}', 'groups that are not there: "fr", "it"'),
         ('{"de": 3}', 'nothing of these groups: "en", "sw"'),
         ('{"de": 1.0, "*": 1}', 'quota of "de" is neither a number of pairs nor a share'),
         ('{"*": 2.5}', "neither a number"),

@@ -259,3 +259,8 @@ def test_leaving_the_group_out_needs_other_groups(make_store, tmp_path):
     for more in ({"leave_one_out": False}, {"leave_out_by": "item"}):
         with pytest.raises(UsageError, match="contradict"):
             scores_of(path, tmp_path, leave_group_out=True, **more)
+
+
+@pytest.mark.parametrize("use", [{"dedup": 0.9}, {"max_conflict": 0.5}, {"group_cosines": True}])
+def test_a_loss_may_be_named_where_signs_of_gradients_matter(use):
+    check_ranking(FilterSettings(rank_by="random", keep=1, loss="hinge", **use))

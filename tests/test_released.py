@@ -235,6 +235,11 @@ def test_another_projection_is_refused(stores):
     for layers in ({"layer": -basis}, {"layer": basis[:, :1]}, {"layer": basis, "head": basis}):
         with pytest.raises(StoreError, match="another projection"):
             attempt(**layers)
+    shorter = json.loads((released / "store.json").read_text()) | {"dim": 32}
+    (released / "store.json").write_text(json.dumps(shorter))
+    with pytest.raises(StoreError, match="another projection: 32 numbers, width 4"):
+        attempt(layer=basis)
+    (released / "store.json").write_text(json.dumps(shorter | {"dim": 64}))
     file.unlink()
     with pytest.raises(StoreError, match=r"projection.safetensors is missing"):
         filtering.run(path, FilterSettings(consensus=str(released)), io.BytesIO(), Silent())

@@ -51,10 +51,9 @@ def consensus(
         length_penalty=length_penalty, label_smoothing=label_smoothing,
         allow_partial=allow_partial, name=name,
     )  # fmt: skip
+    arguments.check_used(settings)
     from congrad_cli.consensus.run import run
-    from congrad_cli.weights import clip_quantile
 
-    clip_quantile(pair_norm)
     progress = TerminalProgress(quiet, verbose)
     summary = run(path, settings, progress)
     progress.done()

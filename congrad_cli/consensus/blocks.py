@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.products import row_squares
+from congrad_cli.products import row_squares, with_copies
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
@@ -99,13 +99,14 @@ def block_sums(
     sums = np.zeros((count, dim), np.float32)
     excess = np.zeros((count, codec.width))
     spare = np.empty(dim, np.float32)
+    twice = terms * with_copies(store, block, terms)
     begin = 0
     for rows in store.blocks(max(CACHED // dim, 1)):
         here = slice(begin, begin + len(rows.row))
         begin = here.stop
         if not codec.exact:
             squares = row_squares(rows.direction, codec)
-            np.add.at(excess, block[here], terms[here, None] ** 2 * squares.excess)
+            np.add.at(excess, block[here], twice[here, None] * squares.excess)
         for place, row, own in zip(
             block[here].tolist(), rows.direction, weight[here], strict=True
         ):

@@ -62,8 +62,8 @@ def certify(
     among = conflict[part[one], part[other]] < 0
     unresolved, unsure = 0, np.zeros(len(names), bool)
     if found is not None:
-        unresolved = int((among & _holds_zero(found.conflict_range[part[one], part[other]])).sum())
-        unsure = _holds_zero(found.along_range)
+        unresolved = int((among & holds_zero(found.conflict_range[part[one], part[other]])).sum())
+        unsure = holds_zero(found.along_range)
     return Certificate(
         least=float(cosine[lowest]),
         least_group=names[lowest],
@@ -76,6 +76,6 @@ def certify(
     )
 
 
-def _holds_zero(ends: Floats) -> NDArray[np.bool_]:
+def holds_zero(ends: Floats) -> NDArray[np.bool_]:
     """Whether intervals [.., 2] hold 0; one that is not known may."""
     return np.asarray(~((ends[..., 0] > 0) | (ends[..., 1] < 0)))

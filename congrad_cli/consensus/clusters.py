@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli.errors import UsageError
-from congrad_cli.products import row_squares, runs
+from congrad_cli.products import row_squares, runs, with_copies
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats
 
@@ -171,6 +171,7 @@ def _assigned(store: GradientStore, sign: Floats, centres: Rows) -> tuple[Labels
     label = np.empty(len(store), np.int32)
     total = np.zeros(centres.shape)
     true, excess = np.zeros(len(centres)), np.zeros(len(centres))
+    copies = with_copies(store, np.zeros(len(store)), np.ones(len(store)))  # they stay together
     for block in store.blocks():
         rows = block.direction
         rows *= _signs(sign[block.place])
@@ -179,7 +180,7 @@ def _assigned(store: GradientStore, sign: Floats, centres: Rows) -> tuple[Labels
         _add(total, rows, found)
         squares = row_squares(rows, store.header.codec)
         np.add.at(true, found, squares.true.sum(1))
-        np.add.at(excess, found, squares.excess.sum(1))
+        np.add.at(excess, found, copies[block.place] * squares.excess.sum(1))
     size = np.bincount(label, minlength=len(centres))
     among = np.vecdot(total, total) - true - excess
     pairs = true * (size - 1)  # n (n - 1), but for what rounding leaves of |x|^2 = 1

@@ -41,7 +41,7 @@ def take_part(groups: GroupGradients, settings: ConsensusSettings) -> Part:
         elif not own > 0:
             left_out[name] = "has weight 0"
     strength = weight / (weight.max() or 1.0) * norm
-    for place in np.flatnonzero((strength > 0) & (strength < VANISHING * strength.max())).tolist():
+    for place in np.flatnonzero(strength < VANISHING * strength.max()).tolist():
         left_out.setdefault(groups.names[place], "vanishes beside the others")
     inside = np.array([name not in left_out for name in groups.names])
     if not inside.any():
@@ -61,8 +61,8 @@ def _weights(groups: GroupGradients, settings: ConsensusSettings) -> Floats:
     given = json.loads(settings.weights)
     unknown = sorted(given.keys() - set(groups.names))
     if unknown:
-        raise UsageError(f"--weights names {unknown[0]!r}, which is no group of the store.",
-                         f"its groups: {', '.join(groups.names)}")
+        raise UsageError(f"--weights names {unknown[0]!r}, which is no group.",
+                         f"groups: {', '.join(groups.names)}")
     return np.array([float(given.get(name, 1)) for name in groups.names])
 
 

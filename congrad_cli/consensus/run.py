@@ -27,12 +27,13 @@ from congrad_cli.products import group_products
 from congrad_cli.progress import Progress
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore, require_complete
-from congrad_cli.weights import Floats, Members, members
+from congrad_cli.weights import Floats, Members, check_settings, members
 
 
 def run(path: Path, settings: ConsensusSettings, progress: Progress) -> ConsensusSummary:
     """Find the consensus of the store at ``path`` and write it there under ``settings.name``."""
     begun = time.monotonic()
+    check_settings(settings)
     consensus_file(path, settings.name)  # a bad name shall not cost a pass over the store
     store = GradientStore.open(path)
     require_complete(store, settings.allow_partial, progress)

@@ -12,7 +12,7 @@ from congrad_cli.filter.policy import decide
 from congrad_cli.filter.ranking import rank_pairs
 from congrad_cli.filter.target import Target, find_target
 from congrad_cli.filter.verdicts import number
-from congrad_cli.products import group_products, row_squares
+from congrad_cli.products import group_products, row_squares, with_copies
 from congrad_cli.progress import Progress
 from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore, require_complete
@@ -110,6 +110,8 @@ def _count(a: NDArray[np.bool_], b: NDArray[np.bool_], where: NDArray[np.bool_])
 def rank_correlation(a: Floats, b: Floats) -> float:
     """Spearman's, over the pairs that have both numbers; equal numbers share their ranks."""
     there = ~(np.isnan(a) | np.isnan(b))
+    if not there.any():
+        return float("nan")
     one, two = (_ranks(part[there]) for part in (a, b))
     one, two = one - one.mean(), two - two.mean()
     scale = np.sqrt((one @ one) * (two @ two))
@@ -141,6 +143,8 @@ def _shared_excess(store: GradientStore, one: Target, two: Target) -> float:
         * target.members.scale * target.members.share
         for target in (one, two)
     )  # fmt: skip
+    anywhere = np.zeros(len(store), np.int32)  # a row stands in d whatever its copies' groups are
+    other = with_copies(store, anywhere, other)
     total = 0.0
     for block in store.blocks():
         part = block.place

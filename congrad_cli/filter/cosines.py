@@ -1,5 +1,6 @@
 """``--group-cosines``: how far each pair's gradient points along every group's."""
 
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from congrad_cli.direction import Consensus
 from congrad_cli.filter.items import Items
 from congrad_cli.filter.scores import CANCELLED, scaled
 from congrad_cli.filter.without import ROWS, Remainder, Rows, count_pulling, read_in_parts
-from congrad_cli.products import row_squares
+from congrad_cli.products import row_squares, with_copies
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
 
@@ -34,19 +35,22 @@ def group_cosines(
     sign = np.where(weight < 0, -1.0, 1.0)[:, None]
     square = np.vecdot(consensus.gradients, consensus.gradients) - consensus.excess.sum(1)  # [L]
     pulling = count_pulling(members, len(square))
+    inside = with_copies(store, members.label, members.scale * members.share)
     for block in store.blocks(ROWS):
         part, direction = block.place, block.direction.astype(np.float64)
         squares = row_squares(direction, store.header.codec)
         own = squares.true.sum(1)
         dot = direction @ consensus.gradients.T  # [n, L]
         other = np.broadcast_to(square, dot.shape).copy()
-        if items is not None:
-            label, factor = members.label[part], members.scale[part] * members.share[part]
+        label, factor = members.label[part], members.scale[part] * members.share[part]
+        if items is None:  # the group holds the row with its error, which is no agreement
+            dot[np.arange(len(part)), label] -= inside[part] * squares.excess.sum(1)
+        else:
             term = Term(label, factor, pulling[label] == (factor != 0))
             _leave_out(dot, other, term, own, squares.excess.sum(1))
         result[part] = sign[part] * _cosines(dot, own, other)
     for places, item in read_in_parts(store, items) if items is not None else ():
-        left = Remainder.of(places, members, pulling)
+        left = Remainder.of(places, members, pulling, inside)
         rest, length = _rest(consensus, left, item())
         for rows in item():
             dot = rows.direction @ rest.T
@@ -89,7 +93,7 @@ def _rest(
         picks = np.zeros((len(left.groups), len(rows.places)))
         picks[left.inverse[part], np.arange(len(rows.places))] = left.term[part]
         gradients -= picks @ rows.direction
-        excess -= picks**2 @ rows.squares.excess.sum(1)
+        excess -= (picks * left.inside[part]) @ rows.squares.excess.sum(1)
         parts += picks**2 @ rows.squares.true.sum(1)
     square = np.vecdot(gradients, gradients) - excess
     return gradients, np.where(left.alone | (square <= CANCELLED * parts), 0, square)
@@ -106,4 +110,7 @@ def _spool(rows: int, columns: int) -> Floats:
     if not rows * columns:
         return np.empty((rows, columns))
     with tempfile.TemporaryFile() as file:
+        # a full disk is an error here; met while the map is written it would kill the process
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 8 * rows * columns)
         return np.memmap(file, np.float64, "w+", shape=(rows, columns))

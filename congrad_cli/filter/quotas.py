@@ -49,7 +49,7 @@ def group_quotas(
     """
     unknown = [name for name in quotas if name != OTHERS and name not in names]
     if unknown:
-        raise UsageError(f"--quotas names groups that the store does not have: {listed(unknown)}.",
+        raise UsageError(f"--quotas names groups that are not there: {listed(unknown)}.",
                          f"groups there: {listed(names)}")
     missing = [name for name in names if name not in quotas]
     if missing and OTHERS not in quotas:

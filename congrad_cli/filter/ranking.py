@@ -48,10 +48,12 @@ def check_ranking(settings: FilterSettings) -> None:
     if name == "score-and-margin":
         return
     unused = {"confidence": settings.confidence is not None,
-              "no_leave_one_out": not settings.leave_one_out,
-              "leave_group_out": settings.leave_group_out,
-              "leave_out_by": settings.leave_out_by is not None}
-    if name != "norm":
+              "leave_group_out": settings.leave_group_out}
+    if not settings.group_cosines:
+        unused |= {"no_leave_one_out": not settings.leave_one_out,
+                   "leave_out_by": settings.leave_out_by is not None}
+    signs = settings.group_cosines or settings.dedup is not None  # of the weights, turn gradients
+    if not (name == "norm" or signs or settings.max_conflict is not None):
         unused |= {option: getattr(settings, option) is not None for option in LOSS_OPTIONS}
     for option, given in unused.items():
         if given:

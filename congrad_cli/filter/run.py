@@ -28,11 +28,12 @@ from congrad_cli.filter.ranking import (
 from congrad_cli.filter.summary import FilterSummary, summarise
 from congrad_cli.filter.target import Target, find_target
 from congrad_cli.filter.verdicts import Outcome, Verdicts, as_json
-from congrad_cli.filter.writing import data_files, write_outputs
+from congrad_cli.filter.writing import check_outputs, data_files, write_outputs
 from congrad_cli.outputs import whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.settings import FilterSettings
 from congrad_cli.store import GradientStore, require_complete
+from congrad_cli.weights import check_settings as check_loss
 
 
 def check_settings(settings: FilterSettings) -> None:
@@ -72,6 +73,7 @@ def run(
     :func:`congrad_cli.filter.gates.require_gates`.
     """
     begun = time.monotonic()
+    check_outputs(settings)  # a wrong name shall not cost a pass over the store
     judged = judge(path, settings, progress)
     verdicts = Verdicts(judged.store, judged.target, judged.outcome, settings.rank_by)
     write_outputs(judged.store, settings, verdicts, stdout)
@@ -119,6 +121,12 @@ def judge(path: Path, settings: FilterSettings, progress: Progress) -> Judged:
 
 def _check_target(store: GradientStore, target: Target, settings: FilterSettings) -> None:
     """Raise :class:`UsageError` for options that this store and consensus have no use for."""
+    scored_by = own_loss(target.settings, settings)
+    check_loss(scored_by)
+    for name, loss in (("length_penalty", "lp-dpo"), ("label_smoothing", "robust")):
+        if getattr(settings, name) is not None and scored_by.loss != loss:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing with --loss "
+                             f"{scored_by.loss}.", f"leave it out, or pass --loss {loss}")
     if settings.confidence is not None and store.header.width < 2:
         raise UsageError("--confidence needs the scores' errors, and this store has none.",
                          "sketch with a --width above 1")

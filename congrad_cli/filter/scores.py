@@ -23,6 +23,7 @@ from congrad_cli.products import (
     fast_targets,
     group_products,
     pair_products,
+    with_copies,
 )
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members
@@ -85,12 +86,13 @@ def pair_scores(
     away = np.ones_like(share) if leave_group_out else share  # what of its group leaves with it
     codec, fixed = store.header.codec, group_products(consensus)
     fast, exact = (make(consensus, codec.width) for make in (fast_targets, exact_targets))
+    inside = with_copies(store, members.label, scale * share)  # of each row in its group
 
     def terms(place: NDArray[np.int64], direction: Rows, targets: Targets) -> _Terms:
         silent, label = scale[place] == 0, members.label[place]
         # a zero weight leaves the score on the sketch itself
-        factor, term = np.where(silent, 1.0, scale[place]), scale[place] * share[place]
-        pairs = pair_products(direction, label, factor, term, targets, codec)
+        factor = np.where(silent, 1.0, scale[place])
+        pairs = pair_products(direction, label, factor, inside[place], targets, codec)
         if leave_one_out or leave_group_out:
             own_group = GroupProducts(
                 fixed.d_square, fixed.d_group[label], fixed.group_square[label]
@@ -112,7 +114,7 @@ def pair_scores(
             score[place], error[place] = cosines.score, cosines.error
     scores = PairScores(score, error)
     if items is not None:
-        _score_items(store, consensus, members, items, scores)
+        _score_items(store, consensus, members, items, inside, scores)
     return scores
 
 
@@ -126,13 +128,19 @@ def scaled(consensus: Consensus, members: Members) -> tuple[Consensus, Members]:
 
 
 def _score_items(
-    store: GradientStore, consensus: Consensus, members: Members, items: Items, scores: PairScores
+    store: GradientStore,
+    consensus: Consensus,
+    members: Members,
+    items: Items,
+    inside: Floats,
+    scores: PairScores,
 ) -> None:
     """Fill in the scores of the items' pairs, each against the consensus without its item."""
     codec = store.header.codec
     pulling = count_pulling(members, len(consensus.coefficients))
     for places, item in read_in_parts(store, items):
-        without = without_item(consensus, Remainder.of(places, members, pulling), item())
+        left = Remainder.of(places, members, pulling, inside)
+        without = without_item(consensus, left, item())
         d = without.direction.reshape(codec.width, -1)
         for rows in item():
             factor = members.scale[rows.places][:, None]

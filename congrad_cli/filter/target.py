@@ -14,7 +14,7 @@ from congrad_cli.settings import ConsensusSettings
 from congrad_cli.store import GradientStore
 from congrad_cli.store_index import find_digests
 from congrad_cli.tensors import Arrays
-from congrad_cli.weights import Members, members
+from congrad_cli.weights import Members, pair_weights
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def released_target(
 ) -> Target:
     """A consensus that the pairs had no part in; their groups are the data's."""
     label, count = store.column("group"), len(store)
-    weighed = members(store, label, len(store.groups), found.settings)
-    nothing = Members(np.zeros(count, np.int32), weighed.scale, np.zeros(count))
+    weight = pair_weights(store, found.settings)  # no average is made, so lengths do not matter
+    nothing = Members(np.zeros(count, np.int32), weight, np.zeros(count))
     seen = None
     if digest is not None:
         inside = digest[found.members.share > 0]

@@ -89,7 +89,7 @@ class Remainder:
 
     ``groups`` [T] are their numbers, and ``inverse`` [M] says in which of them each pair of the
     item is. ``taken`` [T] is C_l; ``alone`` [T] marks groups of which nothing is left. ``term``
-    [M] holds the pairs' c_j f_j.
+    [M] holds the pairs' c_j f_j, and ``inside`` [M] their sums over copies in the same group.
     """
 
     groups: NDArray[np.int64]
@@ -97,17 +97,19 @@ class Remainder:
     taken: Floats
     alone: NDArray[np.bool_]
     term: Floats
+    inside: Floats
 
     @staticmethod
-    def of(places: Places, members: Members, pulling: Places) -> "Remainder":
-        """From what the item's pairs added; ``pulling`` is :func:`count_pulling`."""
+    def of(places: Places, members: Members, pulling: Places, inside: Floats) -> "Remainder":
+        """From what the item's pairs added; ``pulling`` is :func:`count_pulling`, and ``inside``
+        [N] is :func:`congrad_cli.products.with_copies` of all pairs."""
         share = members.share[places]
         term = members.scale[places] * share
         groups, inverse = np.unique(members.label[places], return_inverse=True)
         taken = np.bincount(inverse, share, len(groups)).astype(np.float64)
         gone = np.bincount(inverse, term != 0, len(groups)).astype(np.int64)
         alone = (pulling[groups] == gone) | (taken > 1 - 1e-12)
-        return Remainder(groups.astype(np.int64), inverse, taken, alone, term)
+        return Remainder(groups.astype(np.int64), inverse, taken, alone, term, inside[places])
 
 
 def count_pulling(members: Members, groups: int) -> Places:
@@ -145,7 +147,8 @@ def without_item(consensus: Consensus, left: Remainder, item: Iterable[Rows]) ->
         factor = weight[group] * term
         direction -= factor @ rows.direction
         parts += factor**2 @ rows.squares.true.sum(1)
-        np.subtract.at(excess, group, term[:, None] ** 2 * rows.squares.excess)
+        twice = (term * left.inside[part])[:, None]
+        np.subtract.at(excess, group, twice * rows.squares.excess)
     whole = consensus.coefficients**2 @ consensus.excess - a**2 @ consensus.excess[left.groups]
     square = _square(direction, len(whole)) - whole - weight**2 @ excess
     return WithoutItem(direction, square, float(parts))

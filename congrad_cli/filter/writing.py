@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,7 @@ def write_outputs(
     Nothing is written before every record of the data has been found to be the one sketched.
     """
     files = data_files(store, settings)
-    _check_outputs(settings, [file.path for file in files])
+    check_outputs(settings, [file.path for file in files])
     containers = {container(file) for file in files}
     with ExitStack() as stack:
         kept, dropped = (
@@ -68,7 +68,7 @@ def data_files(store: GradientStore, settings: FilterSettings) -> list[DataFile]
     return files
 
 
-def _check_outputs(settings: FilterSettings, sources: list[Path]) -> None:
+def check_outputs(settings: FilterSettings, sources: Sequence[Path] = ()) -> None:
     """No output may be written over another one or over the data."""
     taken = {path.resolve(): "the data that was sketched" for path in sources}
     if settings.quotas is not None:

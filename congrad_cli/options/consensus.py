@@ -15,7 +15,8 @@ Orders = Annotated[
     int, typer.Option(min=1, help="Random orders that pcgrad is averaged over.")
 ]
 ConsensusSeed = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, help="Seed of these orders, and of clusters.")
+    int,
+    typer.Option(min=0, max=2**63 - 1, help="Seed of these orders, of clusters and of intervals."),
 ]
 Average = Annotated[
     str,

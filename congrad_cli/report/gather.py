@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from congrad_cli import __version__
+from congrad_cli.consensus.certificate import holds_zero
 from congrad_cli.consensus.groups import cosines
 from congrad_cli.errors import UsageError
 from congrad_cli.filter.policy import KEPT
@@ -133,11 +134,6 @@ def _interval(ends: Any) -> tuple[float, float] | None:
     low, high = ends
     known = isinstance(low, float | int) and isinstance(high, float | int)
     return (float(low), float(high)) if known else None
-
-
-def holds_zero(ends: Floats) -> NDArray[np.bool_]:
-    """Which intervals [.., 2] hold 0; one that is not known may."""
-    return np.asarray(~((ends[..., 0] > 0) | (ends[..., 1] < 0)))
 
 
 def group_scores(target: Target, outcome: Outcome, order: Order) -> list[GroupScores]:
