@@ -306,6 +306,14 @@ def test_an_implicit_reward_is_made_with_beta(begun):
         begun(["loss.beta=0.5"], (1, "judgements"), first=first)
 
 
+def test_where_weighed_texts_are_cut_cannot_change(begun):
+    change = ["train.max_length=64"]
+    begun(change, (1, "judgements"))
+    for first, step in ((("judge.kind=log-prob",), (1, "judgements")), ((), (0, "evaluation"))):
+        with pytest.raises(UsageError, match=r"train\.max_length was 1024 and is 64"):
+            begun(change, step, first=first)
+
+
 def test_where_and_how_fast_may_always_change(begun):
     begun(["model.device=cuda", "model.threads=2", "backend.concurrency=2", "backend.timeout=3",
            "train.launcher=torchrun", "train.processes=2"], *[(1, stage) for stage in STAGES])

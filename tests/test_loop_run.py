@@ -79,7 +79,7 @@ class Backends:
         backend.close = self.close
         return backend
 
-    def scorer(self, model, about, max_length):
+    def scorer(self, model, about, max_length, note):
         self.opened.append(f"{Path(model).name} weighs")
         self.open += 1
         name = Path(model).name

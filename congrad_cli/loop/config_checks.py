@@ -11,6 +11,7 @@ from congrad_cli.loop.settings import (
     JUDGES,
     LAUNCHERS,
     REFERENCES,
+    SCORED,
     TRAIN_LOSSES,
     BackendSection,
     LoopConfig,
@@ -179,7 +180,7 @@ def _check_judge(config: LoopConfig) -> None:
     if judge.kind != "implicit-reward" and judge.reference is not None:
         raise UsageError(f"judge.reference does nothing with judge.kind = {judge.kind!r}.",
                          "leave it out")
-    if judge.kind in ("implicit-reward", "log-prob") and judge.backend is not None:
+    if judge.kind in SCORED and judge.backend is not None:
         raise UsageError(f"[judge.backend] does nothing with judge.kind = {judge.kind!r}: "
                          "it needs log-probabilities, which are computed here.", "leave it out")
 

@@ -14,7 +14,6 @@ from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, requ
 from congrad_cli.loop.items import Item, Items
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import EVALUATION, TRAIN
 from congrad_cli.loop.prompts import (
     Prompt,
@@ -22,6 +21,7 @@ from congrad_cli.loop.prompts import (
     read_pools,
     trained_languages,
 )
+from congrad_cli.loop.settings import SCORED
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
 from congrad_cli.loop.text_stages import Kind, Made, judge_models
 from congrad_cli.loop.verdicts import compare, compare_scores

@@ -18,7 +18,6 @@ from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.language_check import require_package
 from congrad_cli.loop.loading import KEYS, source_of
 from congrad_cli.loop.metrics import RoundMetrics, learned_nothing, round_metrics, write_metrics
-from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import (
     CONSENSUS,
     EVALUATION,
@@ -33,7 +32,7 @@ from congrad_cli.loop.plan import (
     forget,
     steps,
 )
-from congrad_cli.loop.settings import BackendSection, LoopConfig
+from congrad_cli.loop.settings import SCORED, BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
 from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted, round_prompts
 from congrad_cli.loop.train import TrainSpec, require_packages, train
