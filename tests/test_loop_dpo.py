@@ -250,6 +250,30 @@ def test_dropout_of_adapters_is_on_where_it_is_asked_for(
     assert torch.equal(one, other) == (dropout == 0.0)
 
 
+def test_a_training_is_never_warm_up_alone(models: tuple[str, str], tmp_path: Path) -> None:
+    """The first step of a warm-up has the rate 0; it may not be the only one."""
+    spec = make_spec(tmp_path / "out", models[0], warmup_ratio=0.4, schedule="linear")
+    trainer = prepared(spec)
+
+    def rates(count: int) -> list[float]:
+        trainer.lr_scheduler = None
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = trainer.create_scheduler(count, optimizer)
+        found = []
+        for _ in range(count):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(1) == [1.0]
+    assert rates(2) == [1.0, 0.5]  # 0.8 steps of warm-up are none
+    assert rates(5) == pytest.approx([0.0, 0.5, 1.0, 2 / 3, 1 / 3])
+    trainer._warmup_ratio = 1.0
+    assert rates(1) == [1.0]
+    assert rates(3) == [0.0, 0.5, 1.0]
+
+
 def test_a_diverging_training_is_stopped(models: tuple[str, str], tmp_path: Path) -> None:
     spec = make_spec(tmp_path / "out", models[0], learning_rate=1e30)
     trainer = prepared(spec)

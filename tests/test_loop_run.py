@@ -491,21 +491,6 @@ def test_training_is_told_the_pairs_and_the_models(
     assert f"{number}/{folder[3:]} ({name})" in run.KINDS["train"].inputs(job, number)
 
 
-@pytest.mark.parametrize(("rates", "warns"), [
-    ([0.0], True), ([0.0, 0.0], True), ([0.0, 1e-6], False), ([1e-6], False), ([], False)])
-def test_a_training_that_was_all_warm_up_is_warned_of(config, monkeypatch, rates, warns):
-    told = Told()
-    job = Job(config(), told)
-    finished(job, 1, "filter", **{"kept.jsonl": "k"})
-    stage = job.stage(1, "train")
-    stage.begin({})
-    (stage.folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": 1, "learning_rate": rate}) + "\n" for rate in rates))
-    monkeypatch.setattr(run, "train", lambda spec, _: Path(spec.model))
-    run.make_model(job, 1, stage)
-    assert any("train.warmup_ratio" in warning for warning in told.warnings) == warns
-
-
 @pytest.mark.parametrize(("number", "reference", "margins"), [
     (1, "previous", False), (2, "previous", False), (1, "initial", False), (2, "initial", True)])
 def test_a_sketch_measures_margins_where_the_reference_is_another_model(

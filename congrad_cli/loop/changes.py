@@ -75,8 +75,8 @@ def used_by(name: str, judge: str = "self") -> tuple[str, ...]:
     """
     if name in FREE or name in (*FILES, *MODELS, TEMPLATE):
         return ()
-    if (judge in SCORED and name == "train.max_length"
-            or judge == "implicit-reward" and name == "loss.beta"):
+    if ((judge in SCORED and name == "train.max_length")
+            or (judge == "implicit-reward" and name == "loss.beta")):
         return (JUDGEMENTS, *ALSO[name])
     return ALSO.get(name) or USED[name.rpartition(".")[0]]
 

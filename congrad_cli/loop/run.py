@@ -17,7 +17,7 @@ from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.language_check import require_package
 from congrad_cli.loop.loading import KEYS, source_of
-from congrad_cli.loop.metrics import RoundMetrics, learned_nothing, round_metrics, write_metrics
+from congrad_cli.loop.metrics import RoundMetrics, round_metrics, write_metrics
 from congrad_cli.loop.plan import (
     CONSENSUS,
     EVALUATION,
@@ -352,9 +352,6 @@ def make_model(job: Job, number: int, stage: Stage) -> Made:
         reference=job.reference(number), output=stage.folder, train=job.config.train,
         loss=job.config.loss, about=about, seed=job.seed(number, TRAIN),
     ), job.progress)  # fmt: skip
-    if learned_nothing(stage.folder):
-        job.progress.warn(f"{stage.name}: the learning rate was 0 in every step, so the model is "
-                          "the one before; with so few steps set train.warmup_ratio = 0")
     return Made({MODEL: job.digest_of_model(str(model))}, {})
 
 
