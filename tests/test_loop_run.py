@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -427,6 +428,26 @@ def test_evaluations_of_former_values_are_made_anew_with_the_rest(config, models
                                                         "pairs.margin=0.5"))
     start(config(first, "generate.max_tokens=99", "pairs.margin=0.5"), restart="1/pairs")
     assert items(config(first), "0/evaluation", "answers.jsonl") != answers
+
+
+def test_a_step_that_was_killed_while_it_was_removed_is_gone_whole(config, models, monkeypatch):
+    """Half a model that stayed where it was would pass for the whole one."""
+    start(config())
+    folder = Job(config(), Silent()).stage(1, "pairs").folder
+    remove = shutil.rmtree
+
+    def killed(path):
+        next(Path(path).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(config(), restart="1/pairs")
+    assert not list(folder.parent.glob("04-*"))
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    start(config())
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        "01-prompts", "02-candidates", "03-judgements", "04-pairs"]
 
 
 def test_a_preview_says_what_is_done_and_touches_nothing(config, models):

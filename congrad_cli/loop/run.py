@@ -31,6 +31,7 @@ from congrad_cli.loop.plan import (
     find_step,
     forget,
     steps,
+    sweep,
 )
 from congrad_cli.loop.settings import SCORED, BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
@@ -81,6 +82,7 @@ def run(
     job = Job(config, progress)
     check_start(job)
     with _owned(job) as job:
+        sweep(job.folder)
         gone = _to_remove(job, request)
         for step in sorted(gone, reverse=True):
             progress.note(f"removing {step.folder(job.folder)}")
