@@ -223,6 +223,8 @@ def test_a_half_written_checkpoint_is_passed_over(damage: str, tmp_path: Path) -
         (['{"prompt": "a", "chosen": [{"role": "b", "content": "c"}], "rejected": "d"}'],
          ":1: texts and message lists are mixed"),
         ([""], "holds no pairs"),
+        (['{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}'], ":1: .* half of a character"),
+        (["[" * 100_000], ":1: not JSON"),
     ],
 )  # fmt: skip
 def test_pairs_that_cannot_be_trained_on_are_named(
