@@ -214,6 +214,13 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(write):
     assert "s3cret" not in message
 
 
+@pytest.mark.parametrize("section", ["backend", "judge.backend"])
+def test_a_key_in_the_place_of_its_variable_is_refused_and_not_repeated(write, section):
+    message = refused(write(), "judge.kind=self", f"{section}.api_key_env=sk-proj-s3cret")
+    assert f"{section}.api_key_env is no name of a variable" in message
+    assert "s3cret" not in message
+
+
 def test_an_api_key_never_reaches_the_runs_configuration(write, monkeypatch):
     monkeypatch.setenv("MY_KEY", "s3cret")
     config = read_config(write(), ("backend.kind=openai", "backend.url=http://h/v1",
