@@ -169,6 +169,16 @@ def test_languages_and_files_that_are_not_there_are_refused(tmp_path, section, w
     assert all(word in said(error) for word in words), said(error)
 
 
+def test_a_language_that_is_translated_into_needs_no_prompts_of_its_own(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(lines({"prompt": "a", "language": "en"}))
+    section = PromptsSection(files=("p.jsonl",), languages=("en", "de"), translate_from="en",
+                             translate_into=("German",))
+    assert list(read_pools(section, tmp_path)) == ["en"]
+    (tmp_path / "p.jsonl").write_bytes(lines({"prompt": "a", "language": "de"}))
+    with pytest.raises(InputError, match="no prompt in 'en'"):
+        read_pools(section, tmp_path)
+
+
 def test_two_prompts_that_come_to_have_one_id_are_refused(tmp_path):
     with pytest.raises(InputError, match="two prompts have the id 'de/1'"):
         pools_of(tmp_path, lines(
