@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from congrad_cli.errors import InputError, NumericsError
 from congrad_cli.loop import dpo, dpo_model
 from congrad_cli.loop.dpo_events import Reporter, Stop
+from congrad_cli.loop.dpo_trainer import load_pairs
 from congrad_cli.loop.settings import LossSection
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.sketch.tokens import TokenizedPair
@@ -248,6 +249,12 @@ def test_dropout_of_adapters_is_on_where_it_is_asked_for(
     perturb(trainer.model, 0.5)
     one, other = (trained_loss(trainer, [0, 1]).detach() for _ in range(2))
     assert torch.equal(one, other) == (dropout == 0.0)
+
+
+def test_pairs_are_found_in_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path / "round [1] of {2}*" / "out", "model", rows=PLAIN)
+    written(spec)
+    assert len(load_pairs(spec.output / "pairs.jsonl", tmp_path / "cache")) == len(PLAIN)
 
 
 def test_a_training_is_never_warm_up_alone(models: tuple[str, str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ is that loss. They are shifted in every batch, after any cache of theirs was rea
 went into the cache would be served to a training with another alpha.
 """
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def arguments(spec: TrainSpec, cpu: bool) -> DPOConfig:
 
 def load_pairs(path: Path, cache: Path) -> Dataset:
     """The pairs of a file, by way of a file: TRL's processes find each other's results there."""
-    return load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
+    name = escape(str(path))  # it would be taken for a pattern
+    return load_dataset("json", data_files=name, split="train", cache_dir=str(cache))
 
 
 def build_trainer(
