@@ -16,6 +16,7 @@ from congrad_cli.loop.config import FILES, MODELS, SECTIONS, build, flat, read_c
 from congrad_cli.loop.config_checks import CHOICES, NEEDED, RANGES
 from congrad_cli.loop.config_text import _value, run_text, to_toml
 from congrad_cli.loop.plan import STAGES, find_step, step_of, steps
+from congrad_cli.loop.prompts import locate
 from congrad_cli.loop.settings import LoopConfig
 
 MINIMAL = '[run]\nfolder = "out"\n[model]\npath = "org/name"\n[prompts]\nfiles = ["p.jsonl"]\n'
@@ -212,6 +213,19 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(write):
     message = refused(write(), "backend.kind=openai", "backend.url=http://me:s3cret@h/v1")
     assert "password" in message
     assert "s3cret" not in message
+
+
+def test_a_pattern_is_one_behind_a_folder_whose_name_looks_like_one(tmp_path):
+    folder = tmp_path / "old [1] data"
+    folder.mkdir()
+    for name in ("a.de.jsonl", "[b].de.jsonl"):
+        (folder / name).touch()
+    config = folder / "loop.toml"
+    for name, there in (("*.jsonl", ["[b].de.jsonl", "a.de.jsonl"]),
+                        ("[b].de.jsonl", ["[b].de.jsonl"]), ("a.{lang}.jsonl", ["a.de.jsonl"])):
+        config.write_text(MINIMAL.replace("p.jsonl", name))
+        files = read_config(config).prompts.files
+        assert [file.path.name for file in locate(files, Path("/"))] == there
 
 
 @pytest.mark.parametrize("section", ["backend", "judge.backend"])
