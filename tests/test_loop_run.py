@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -588,6 +589,31 @@ def test_a_model_without_a_chat_is_refused_before_any_candidate(
     assert "[model] chat_template" in said
     assert not models.opened
     start(config(), "1/pairs")  # text alone needs none
+
+
+@pytest.mark.parametrize(("reasons", "cure"), [
+    ({"no-direction": 1}, "more prompts"), ({"beyond-keep-ratio": 1}, "filter.keep_at_least"),
+    ({"no-direction": 1, "below-min-score": 2}, "filter.min_score")])
+def test_a_filter_that_keeps_nothing_names_what_helps(config, monkeypatch, tmp_path, reasons, cure):
+    from congrad_cli.filter import run as filter_run
+
+    found = SimpleNamespace(to_json=lambda: {"kept": 0, "records": 3, "reasons": reasons})
+    index = SimpleNamespace(sources=[SimpleNamespace(path="pairs.jsonl")])
+    monkeypatch.setattr(filter_run, "run", lambda *_: found)
+    monkeypatch.setattr(run, "read_index", lambda _: index)
+    job = Job(config(), Silent())
+    with pytest.raises(InputError) as caught:
+        run.make_filter(job, 1, job.stage(1, "filter"))
+    assert cure in caught.value.hints[-1]
+
+
+def test_a_configuration_of_the_users_own_is_not_written_over(config, models, tmp_path):
+    (tmp_path / "run").mkdir()
+    own = tmp_path / "run" / "config.toml"
+    own.write_text("# my notes\n" + CONFIG.replace('folder = "run"', 'folder = "."'))
+    with pytest.raises(UsageError, match="holds other things than a run"):
+        start(config())
+    assert own.read_text().startswith("# my notes")
 
 
 def test_rules_of_the_filter_are_checked_at_the_start(config, models):

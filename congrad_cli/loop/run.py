@@ -12,7 +12,7 @@ from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
 from congrad_cli.loop.batches import release_memory
 from congrad_cli.loop.changes import CONFIG, check_same_run
-from congrad_cli.loop.config_text import run_text
+from congrad_cli.loop.config_text import HEADER, run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.language_check import require_package
@@ -45,6 +45,9 @@ from congrad_cli.store_index import read_index
 from congrad_cli.tensors import replace_file
 
 STORE = "store"
+KEEP_MORE = "lower filter.min_score, or set filter.keep_ratio or filter.keep_at_least"
+ALONE = ("there are no other pairs to agree with: more prompts or candidates, or a lower "
+         "pairs.margin, make more")
 KEPT, DROPPED, SCORES, SUMMARY = "kept.jsonl", "dropped.jsonl", "scores.jsonl", "summary.json"
 
 
@@ -196,7 +199,7 @@ def check_start(job: Job) -> None:
     folder = job.folder
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run.folder: {folder} is a file.", "name a folder")
-    if folder.is_dir() and not (folder / CONFIG).exists() and _foreign(folder):
+    if folder.is_dir() and _foreign(folder):
         raise UsageError(f"run.folder: {folder} holds other things than a run.",
                          "name a folder that is new or empty")
     source_of(config.model.path, config.model)
@@ -230,6 +233,12 @@ def _check_later_needs(job: Job, wanted: Sequence[Step]) -> None:
 
 
 def _foreign(folder: Path) -> bool:
+    """Whether the folder is no run, nor empty. A configuration of the user's own is no run's."""
+    path = folder / CONFIG
+    if path.is_file() and (
+        path.read_bytes().startswith(HEADER.encode()) or any(folder.glob("round-*"))
+    ):
+        return False
     return any(item.name != "locks" and not item.match(".*.tmp") for item in folder.iterdir())
 
 
@@ -333,8 +342,8 @@ def make_filter(job: Job, number: int, stage: Stage) -> Made:
     if not found["kept"]:
         raise InputError(f"{stage.name}: none of {found['records']:,} pairs was kept: "
                          + counted(found["reasons"]),
-                         f"see {stage.folder / SCORES}", "lower filter.min_score, or set "
-                         "filter.keep_ratio or filter.keep_at_least")
+                         f"see {stage.folder / SCORES}",
+                         ALONE if set(found["reasons"]) == {"no-direction"} else KEEP_MORE)
     return Made({name: digest_file(stage.folder / name) for name in (KEPT, DROPPED, SCORES)},
                 {name: found[name] for name in ("kept", "dropped", "reasons", "borderline")}
                 | {"languages": found["groups"]})
