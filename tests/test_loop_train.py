@@ -297,6 +297,14 @@ def test_a_model_of_unknown_making_is_not_returned(tmp_path: Path) -> None:
         train.train(spec, Silent())
 
 
+@pytest.mark.parametrize("end", [b"\0" * 40, b"\0\0\n", b'{"step": 3', b'{"step": 3}\n', b"\xff\n"])
+def test_metrics_that_a_lost_machine_left_are_cut(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + end)
+    train._cut_metrics(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
 def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
     spec = make_spec(tmp_path / "out", "org/name", "other", LossSection(name="dpo"), lora_rank=4)
     assert read_spec(written(spec)) == (spec, len(PLAIN), None)
