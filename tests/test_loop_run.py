@@ -607,6 +607,16 @@ def test_a_filter_that_keeps_nothing_names_what_helps(config, monkeypatch, tmp_p
     assert cure in caught.value.hints[-1]
 
 
+@pytest.mark.parametrize(("changes", "warns"), [
+    ([], False), (["train.max_length=64"], True),
+    (["train.max_length=64", "sketch.max_length=64"], False),
+    (["train.max_length=64", "filter.enabled=false"], False)])
+def test_choosing_by_other_tokens_than_are_learned_is_warned_of(config, changes, warns):
+    told = Told()
+    run.check_start(Job(config(*changes), told))
+    assert any("sketch.max_length" in warning for warning in told.warnings) == warns
+
+
 def test_a_configuration_of_the_users_own_is_not_written_over(config, models, tmp_path):
     (tmp_path / "run").mkdir()
     own = tmp_path / "run" / "config.toml"

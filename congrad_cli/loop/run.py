@@ -206,6 +206,10 @@ def check_start(job: Job) -> None:
     if config.judge.reference is not None:
         find_model(config.judge.reference, options=replace(KEYS, model="[judge] reference ="))
     round_prompts(job, config.run.rounds)  # pools that are too small are told of now
+    looked, learned = config.sketch.max_length, config.train.max_length
+    if config.filter.enabled and looked != learned:
+        job.progress.warn(f"pairs are chosen by their first {looked:,} tokens (sketch.max_length), "
+                          f"and trained on their first {learned:,} (train.max_length)")
     openai = config.backend
     if openai.kind == "openai" and openai.model and not openai.serve and config.run.rounds > 1:
         job.progress.warn(
