@@ -16,6 +16,7 @@ from congrad_cli.loop.config import FILES, MODELS, SECTIONS, build, flat, read_c
 from congrad_cli.loop.config_checks import CHOICES, NEEDED, RANGES
 from congrad_cli.loop.config_text import _value, run_text, to_toml
 from congrad_cli.loop.plan import STAGES, find_step, step_of, steps
+from congrad_cli.loop.prompts import locate
 from congrad_cli.loop.settings import LoopConfig
 
 MINIMAL = '[run]\nfolder = "out"\n[model]\npath = "org/name"\n[prompts]\nfiles = ["p.jsonl"]\n'
@@ -214,6 +215,26 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(write):
     assert "s3cret" not in message
 
 
+def test_a_pattern_is_one_behind_a_folder_whose_name_looks_like_one(tmp_path):
+    folder = tmp_path / "old [1] data"
+    folder.mkdir()
+    for name in ("a.de.jsonl", "[b].de.jsonl"):
+        (folder / name).touch()
+    config = folder / "loop.toml"
+    for name, there in (("*.jsonl", ["[b].de.jsonl", "a.de.jsonl"]),
+                        ("[b].de.jsonl", ["[b].de.jsonl"]), ("a.{lang}.jsonl", ["a.de.jsonl"])):
+        config.write_text(MINIMAL.replace("p.jsonl", name))
+        files = read_config(config).prompts.files
+        assert [file.path.name for file in locate(files, Path("/"))] == there
+
+
+@pytest.mark.parametrize("section", ["backend", "judge.backend"])
+def test_a_key_in_the_place_of_its_variable_is_refused_and_not_repeated(write, section):
+    message = refused(write(), "judge.kind=self", f"{section}.api_key_env=sk-proj-s3cret")
+    assert f"{section}.api_key_env is no name of a variable" in message
+    assert "s3cret" not in message
+
+
 def test_an_api_key_never_reaches_the_runs_configuration(write, monkeypatch):
     monkeypatch.setenv("MY_KEY", "s3cret")
     config = read_config(write(), ("backend.kind=openai", "backend.url=http://h/v1",
@@ -304,6 +325,14 @@ def test_an_implicit_reward_is_made_with_beta(begun):
     first = ("judge.kind=implicit-reward", "judge.reference=a/b")
     with pytest.raises(UsageError, match=r"loss\.beta was 0\.1 and is 0\.5"):
         begun(["loss.beta=0.5"], (1, "judgements"), first=first)
+
+
+def test_where_weighed_texts_are_cut_cannot_change(begun):
+    change = ["train.max_length=64"]
+    begun(change, (1, "judgements"))
+    for first, step in ((("judge.kind=log-prob",), (1, "judgements")), ((), (0, "evaluation"))):
+        with pytest.raises(UsageError, match=r"train\.max_length was 1024 and is 64"):
+            begun(change, step, first=first)
 
 
 def test_where_and_how_fast_may_always_change(begun):

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from congrad_cli.errors import InputError, NumericsError
 from congrad_cli.loop import dpo, dpo_model
 from congrad_cli.loop.dpo_events import Reporter, Stop
+from congrad_cli.loop.dpo_trainer import load_pairs
 from congrad_cli.loop.settings import LossSection
 from congrad_cli.settings import ConsensusSettings
 from congrad_cli.sketch.tokens import TokenizedPair
@@ -248,6 +249,36 @@ def test_dropout_of_adapters_is_on_where_it_is_asked_for(
     perturb(trainer.model, 0.5)
     one, other = (trained_loss(trainer, [0, 1]).detach() for _ in range(2))
     assert torch.equal(one, other) == (dropout == 0.0)
+
+
+def test_pairs_are_found_in_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path / "round [1] of {2}*" / "out", "model", rows=PLAIN)
+    written(spec)
+    assert len(load_pairs(spec.output / "pairs.jsonl", tmp_path / "cache")) == len(PLAIN)
+
+
+def test_a_training_is_never_warm_up_alone(models: tuple[str, str], tmp_path: Path) -> None:
+    """The first step of a warm-up has the rate 0; it may not be the only one."""
+    spec = make_spec(tmp_path / "out", models[0], warmup_ratio=0.4, schedule="linear")
+    trainer = prepared(spec)
+
+    def rates(count: int) -> list[float]:
+        trainer.lr_scheduler = None
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = trainer.create_scheduler(count, optimizer)
+        found = []
+        for _ in range(count):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(1) == [1.0]
+    assert rates(2) == [1.0, 0.5]  # 0.8 steps of warm-up are none
+    assert rates(5) == pytest.approx([0.0, 0.5, 1.0, 2 / 3, 1 / 3])
+    trainer._warmup_ratio = 1.0
+    assert rates(1) == [1.0]
+    assert rates(3) == [0.0, 0.5, 1.0]
 
 
 def test_a_diverging_training_is_stopped(models: tuple[str, str], tmp_path: Path) -> None:

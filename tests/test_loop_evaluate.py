@@ -150,7 +150,8 @@ def test_accuracies_and_the_margin_are_those_of_the_formulas():
     now = [weighed("a", -3.0, -6.0), weighed("b", -8.0, -4.0), weighed("c", -5.0, -5.0, "fr"),
            weighed("d", -6.0, -5.0, "fr", tokens=(6, 2))]
     initial = [weighed("a", -4.0, -5.0), weighed("b", -9.0, -3.0), weighed("c", -5.0, -5.0, "fr")]
-    found = of_pairs(now, initial, beta=0.5)
+    full = weighed("e", 0.0, 0.0, tokens=(0, 0))  # a prompt that left no room: no tie
+    found = of_pairs([*now, full], [*initial, full], beta=0.5)
     # a: 0.5 ((-3 + 6) - (-4 + 5)) = 1, b: 0.5 ((-8 + 4) - (-9 + 3)) = 1, c: 0, a tie
     assert found["preference-margin"] == {"de": (1.0, 2), "fr": (0.0, 1)}
     assert found["preference-accuracy"] == {"de": (1.0, 2), "fr": (0.5, 1)}

@@ -89,6 +89,14 @@ def test_a_server_that_ignores_sampling_is_found_out_before_anything_is_stored()
         assert len(list(candidates(PROMPTS, backend, section, 0))) == 6
 
 
+def test_prompts_without_room_do_not_look_like_ignored_sampling():
+    empty = Completion("", finished=False, tokens=0)
+    full = ScriptedBackend(lambda asked, seed: empty)
+    assert len(list(candidates(PROMPTS, full, TWO, 0))) == 6
+    three = ScriptedBackend(lambda asked, seed: "same" if asked[-1] in "012" else empty)
+    assert len(list(candidates(PROMPTS, three, TWO, 0))) == 6
+
+
 def test_one_varied_prompt_shows_that_sampling_works():
     backend = ScriptedBackend(lambda asked, seed: by_seed(asked, seed) if "3" in asked else "same")
     assert len(list(candidates(PROMPTS, backend, TWO, 0))) == 6
@@ -320,6 +328,20 @@ def test_a_policy_that_is_its_reference_judges_nothing():
         judged(ImplicitRewardJudge(scorer, scorer, 0.1), item("a", "x", "yy"), item("b", "z"))
     assert judged(ImplicitRewardJudge(scorer, scorer, 0.1), item("a", "")) == {
         "a": {"key": "a", "scores": [None], "judged": [False], "samples": [[]]}}
+
+
+def test_an_answer_without_room_has_no_reward_and_proves_nothing_of_the_models():
+    class Full(ScriptedScorer):
+        def weigh(self, texts):
+            return [one if text != "no room" else Weighed(0.0, 0)
+                    for one, (_, text) in zip(super().weigh(texts), texts, strict=True)]
+
+    policy, reference = Full(lambda text: -len(text)), Full(lambda text: -4.0)
+    full = item("a", "no room", "no room")
+    assert judged(ImplicitRewardJudge(policy, reference, 0.5), full)["a"]["scores"] == [None, None]
+    with pytest.raises(ModelError, match=r"the policy is the reference") as error:
+        judged(ImplicitRewardJudge(policy, policy, 0.5), full, item("b", "x", "yy"))
+    assert "judge.reference" in said(error)
 
 
 def test_the_log_probability_judge_takes_the_mean_of_a_token():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import item, user
 
+from congrad_cli.errors import InputError
 from congrad_cli.loop.pairs import Scored, best_and_worst, count_reasons, make_pairs
 from congrad_cli.loop.settings import PairsSection
 from congrad_cli.records.files import find_files
@@ -39,6 +40,11 @@ def test_the_best_answer_is_chosen_and_the_worst_rejected():
         "chosen": [{"role": "assistant", "content": "good"}],
         "rejected": [{"role": "assistant", "content": "bad"}],
         "chosen_score": 4.5, "rejected_score": 1.0}}
+
+
+def test_judgements_of_other_candidates_are_refused():
+    with pytest.raises(InputError, match="has 2 candidates and 3 scores"):
+        pair_of(item("a", "x", "y"), [1.0, 2.0, 3.0])
 
 
 def test_of_several_best_ones_the_shortest_is_chosen_then_the_first():

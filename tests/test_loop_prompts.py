@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from scripted import ScriptedBackend, user
 
 from congrad_cli.errors import CongradError, InputError, ModelError
-from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, require_held_out
+from congrad_cli.loop.held_out import (
+    HeldOutPair,
+    read_pairs,
+    read_prompts,
+    read_texts,
+    require_held_out,
+)
+from congrad_cli.loop.language_check import LanguageCheck
 from congrad_cli.loop.language_names import english_name
 from congrad_cli.loop.model_access import Completion
 from congrad_cli.loop.prompts import (
@@ -29,6 +37,7 @@ from congrad_cli.loop.translation import (
     translate,
     translated_prompts,
 )
+from congrad_cli.records.detect import FLOOR
 
 
 def lines(*objects) -> bytes:
@@ -160,6 +169,16 @@ def test_languages_and_files_that_are_not_there_are_refused(tmp_path, section, w
     assert all(word in said(error) for word in words), said(error)
 
 
+def test_a_language_that_is_translated_into_needs_no_prompts_of_its_own(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(lines({"prompt": "a", "language": "en"}))
+    section = PromptsSection(files=("p.jsonl",), languages=("en", "de"), translate_from="en",
+                             translate_into=("German",))
+    assert list(read_pools(section, tmp_path)) == ["en"]
+    (tmp_path / "p.jsonl").write_bytes(lines({"prompt": "a", "language": "de"}))
+    with pytest.raises(InputError, match="no prompt in 'en'"):
+        read_pools(section, tmp_path)
+
+
 def test_two_prompts_that_come_to_have_one_id_are_refused(tmp_path):
     with pytest.raises(InputError, match="two prompts have the id 'de/1'"):
         pools_of(tmp_path, lines(
@@ -281,9 +300,12 @@ def test_prompts_that_are_trained_on_measure_nothing():
     pools = made({"de": 4})
     held_out = [Prompt("other", "de", (user(" 2 "),)), Prompt("fr-2", "fr", (user("2"),))]
     assert shared_prompts(pools, held_out) == held_out[:1]
-    with pytest.raises(InputError, match=r"1 of 2 are in prompts\.files too"):
-        require_held_out(held_out, pools)
-    require_held_out(held_out[1:], pools)
+    with pytest.raises(InputError, match=r"evaluate\.prompts: 1 of 2 are in prompts\.files too"):
+        require_held_out(held_out, [], pools)
+    pairs = [HeldOutPair(one.id, one.language, one.messages, "a", "b") for one in held_out]
+    with pytest.raises(InputError, match=r"evaluate\.pairs: 1 of 2 are in prompts\.files too"):
+        require_held_out([], pairs, pools)
+    require_held_out(held_out[1:], pairs[1:], pools)
 
 
 # --- self-translation ------------------------------------------------------------------------
@@ -327,8 +349,9 @@ def test_prompts_are_translated_and_bad_translations_dropped_with_a_reason():
         return f"<translated>{said_in[target]}</translated>"
 
     backend = ScriptedBackend(say)
+    check = LanguageCheck(["de", "en", "es", "fr", "sw"], FLOOR)
     found = {one["key"]: one
-             for one in translate(prompts, backend, ("de", "French", "sw", "es", "fr"), 0)}
+             for one in translate(prompts, backend, ("de", "French", "sw", "es", "fr"), 0, check)}
     assert found.keys() == {"a>de", "a>fr", "a>sw", "a>es", "b>fr", "b>sw", "b>es"}
     assert found["a>de"]["messages"] == [system, user(GERMAN)]
     assert found["a>sw"]["reason"] == "wrong-language"
@@ -339,6 +362,13 @@ def test_prompts_are_translated_and_bad_translations_dropped_with_a_reason():
         require_translated(list(found.values()))
     assert "into Spanish (es)" in said(error)
     assert "untranslated" in said(error)
+
+
+def test_without_a_check_the_language_of_a_translation_is_not_looked_at(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid", None)  # nor is the package needed
+    backend = ScriptedBackend(lambda asked, seed: f"<translated>{FRENCH}</translated>")
+    (found,) = translate([Prompt("a", "en", (user(ENGLISH),))], backend, ("sw",), 0)
+    assert found["messages"] == [user(FRENCH)]
 
 
 def test_a_text_cannot_close_its_tag_and_dialogues_are_refused():

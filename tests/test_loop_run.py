@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -79,7 +81,7 @@ class Backends:
         backend.close = self.close
         return backend
 
-    def scorer(self, model, about, max_length):
+    def scorer(self, model, about, max_length, note):
         self.opened.append(f"{Path(model).name} weighs")
         self.open += 1
         name = Path(model).name
@@ -429,6 +431,26 @@ def test_evaluations_of_former_values_are_made_anew_with_the_rest(config, models
     assert items(config(first), "0/evaluation", "answers.jsonl") != answers
 
 
+def test_a_step_that_was_killed_while_it_was_removed_is_gone_whole(config, models, monkeypatch):
+    """Half a model that stayed where it was would pass for the whole one."""
+    start(config())
+    folder = Job(config(), Silent()).stage(1, "pairs").folder
+    remove = shutil.rmtree
+
+    def killed(path):
+        next(Path(path).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(config(), restart="1/pairs")
+    assert not list(folder.parent.glob("04-*"))
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    start(config())
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        "01-prompts", "02-candidates", "03-judgements", "04-pairs"]
+
+
 def test_a_preview_says_what_is_done_and_touches_nothing(config, models):
     settings = config()
     models.stop_after = 4
@@ -489,21 +511,6 @@ def test_training_is_told_the_pairs_and_the_models(
     assert spec.pairs == job.folder / f"round-{number}" / folder / name
     assert (spec.loss.beta, spec.output) == (0.3, stage.folder)
     assert f"{number}/{folder[3:]} ({name})" in run.KINDS["train"].inputs(job, number)
-
-
-@pytest.mark.parametrize(("rates", "warns"), [
-    ([0.0], True), ([0.0, 0.0], True), ([0.0, 1e-6], False), ([1e-6], False), ([], False)])
-def test_a_training_that_was_all_warm_up_is_warned_of(config, monkeypatch, rates, warns):
-    told = Told()
-    job = Job(config(), told)
-    finished(job, 1, "filter", **{"kept.jsonl": "k"})
-    stage = job.stage(1, "train")
-    stage.begin({})
-    (stage.folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": 1, "learning_rate": rate}) + "\n" for rate in rates))
-    monkeypatch.setattr(run, "train", lambda spec, _: Path(spec.model))
-    run.make_model(job, 1, stage)
-    assert any("train.warmup_ratio" in warning for warning in told.warnings) == warns
 
 
 @pytest.mark.parametrize(("number", "reference", "margins"), [
@@ -582,6 +589,41 @@ def test_a_model_without_a_chat_is_refused_before_any_candidate(
     assert "[model] chat_template" in said
     assert not models.opened
     start(config(), "1/pairs")  # text alone needs none
+
+
+@pytest.mark.parametrize(("reasons", "cure"), [
+    ({"no-direction": 1}, "more prompts"), ({"beyond-keep-ratio": 1}, "filter.keep_at_least"),
+    ({"no-direction": 1, "below-min-score": 2}, "filter.min_score")])
+def test_a_filter_that_keeps_nothing_names_what_helps(config, monkeypatch, tmp_path, reasons, cure):
+    from congrad_cli.filter import run as filter_run
+
+    found = SimpleNamespace(to_json=lambda: {"kept": 0, "records": 3, "reasons": reasons})
+    index = SimpleNamespace(sources=[SimpleNamespace(path="pairs.jsonl")])
+    monkeypatch.setattr(filter_run, "run", lambda *_: found)
+    monkeypatch.setattr(run, "read_index", lambda _: index)
+    job = Job(config(), Silent())
+    with pytest.raises(InputError) as caught:
+        run.make_filter(job, 1, job.stage(1, "filter"))
+    assert cure in caught.value.hints[-1]
+
+
+@pytest.mark.parametrize(("changes", "warns"), [
+    ([], False), (["train.max_length=64"], True),
+    (["train.max_length=64", "sketch.max_length=64"], False),
+    (["train.max_length=64", "filter.enabled=false"], False)])
+def test_choosing_by_other_tokens_than_are_learned_is_warned_of(config, changes, warns):
+    told = Told()
+    run.check_start(Job(config(*changes), told))
+    assert any("sketch.max_length" in warning for warning in told.warnings) == warns
+
+
+def test_a_configuration_of_the_users_own_is_not_written_over(config, models, tmp_path):
+    (tmp_path / "run").mkdir()
+    own = tmp_path / "run" / "config.toml"
+    own.write_text("# my notes\n" + CONFIG.replace('folder = "run"', 'folder = "."'))
+    with pytest.raises(UsageError, match="holds other things than a run"):
+        start(config())
+    assert own.read_text().startswith("# my notes")
 
 
 def test_rules_of_the_filter_are_checked_at_the_start(config, models):

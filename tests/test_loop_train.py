@@ -223,6 +223,8 @@ def test_a_half_written_checkpoint_is_passed_over(damage: str, tmp_path: Path) -
         (['{"prompt": "a", "chosen": [{"role": "b", "content": "c"}], "rejected": "d"}'],
          ":1: texts and message lists are mixed"),
         ([""], "holds no pairs"),
+        (['{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}'], ":1: .* half of a character"),
+        (["[" * 100_000], ":1: not JSON"),
     ],
 )  # fmt: skip
 def test_pairs_that_cannot_be_trained_on_are_named(
@@ -293,6 +295,14 @@ def test_a_model_of_unknown_making_is_not_returned(tmp_path: Path) -> None:
     (spec.output / "model").mkdir(parents=True)
     with pytest.raises(UsageError, match="was not made by a training"):
         train.train(spec, Silent())
+
+
+@pytest.mark.parametrize("end", [b"\0" * 40, b"\0\0\n", b'{"step": 3', b'{"step": 3}\n', b"\xff\n"])
+def test_metrics_that_a_lost_machine_left_are_cut(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + end)
+    train._cut_metrics(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ While one is under way, what is done lies in ``OUTPUT.unfinished``; the same com
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from congrad_cli.errors import UsageError
+from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
 from congrad_cli.loop import generate
 from congrad_cli.loop.changes import values_of
@@ -30,6 +30,8 @@ from congrad_cli.loop.train import TrainSpec, train
 from congrad_cli.progress import Progress
 
 ENDING = ".unfinished"
+CANDIDATE_FIELDS = {"language": str, "messages": list, "candidates": list}
+"""What an item of candidates has beside its key."""
 
 
 def stage_config(
@@ -67,7 +69,7 @@ def run_generate(
 
 def run_judge(candidates: Path, output: Path, config: LoopConfig, progress: Progress) -> None:
     """Judgements of a file of candidates."""
-    items = Items(candidates)
+    items = _read(candidates, CANDIDATE_FIELDS, "generate")
     seed = seed_of(config.run.seed, 1, JUDGEMENTS)
     made_of = _made_of(config, JUDGEMENTS, {"the candidates": digest_files([candidates])})
     with _unfinished(output, JUDGEMENTS, made_of) as stage:
@@ -81,7 +83,8 @@ def run_pairs(
     candidates: Path, judgements: Path, output: Path, config: LoopConfig, progress: Progress
 ) -> None:
     """The pairs of two such files; why prompts gave none is told."""
-    items, scores = Items(candidates), Items(judgements)
+    items = _read(candidates, CANDIDATE_FIELDS, "generate")
+    scores = _read(judgements, {"scores": list}, "judge")
     _refuse_existing(output)
     languages = sorted({item["language"] for item in items})
     made = list(make_pairs(items, scores, config.pairs, languages))
@@ -99,10 +102,29 @@ def run_train(
 ) -> Path:
     """Train on a file of pairs; the model's folder."""
     model = config.model.path
-    return train(TrainSpec(
+    spec = TrainSpec(
         pairs=pairs, model=model, reference=reference or model, output=output, train=config.train,
         loss=config.loss, about=config.model, seed=seed_of(config.run.seed, 1, TRAIN),
-    ), progress)  # fmt: skip
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with RankLock(output, 0, 1):
+            return train(spec, progress)
+    finally:
+        for folder in (output / "locks", output):
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+def _read(path: Path, fields: Mapping[str, type], command: str) -> Items:
+    """The items of a file that another stage wrote. Raises :class:`InputError` for another file."""
+    items = Items(path)
+    for item in items:
+        if missing := [name for name, kind in fields.items()
+                       if not isinstance(item.get(name), kind)]:
+            raise InputError(f"{path}: the item {item['key']!r} has no usable {missing[0]!r}.",
+                             f"pass the file that 'congrad loop {command}' wrote")
+    return items
 
 
 def _made_of(config: LoopConfig, stage: str, data: dict[str, str]) -> dict[str, str]:

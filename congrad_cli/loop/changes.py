@@ -19,7 +19,7 @@ from congrad_cli.loop.plan import (
     TRAIN,
     Step,
 )
-from congrad_cli.loop.settings import LoopConfig
+from congrad_cli.loop.settings import SCORED, LoopConfig
 
 CONFIG = "config.toml"
 
@@ -54,6 +54,7 @@ USED: dict[str, tuple[str, ...]] = {
 ALSO: dict[str, tuple[str, ...]] = {
     "loss.beta": (EVALUATION, CONSENSUS, FILTER, TRAIN),
     "train.reference": (SKETCH, TRAIN),
+    "train.max_length": (EVALUATION, TRAIN),  # texts that are weighed are cut there, too
     "filter.enabled": (SKETCH, CONSENSUS, FILTER, TRAIN),
     # answers to held-out prompts are one each, the likeliest; answers are compared by a rule of
     # their own, once
@@ -74,7 +75,8 @@ def used_by(name: str, judge: str = "self") -> tuple[str, ...]:
     """
     if name in FREE or name in (*FILES, *MODELS, TEMPLATE):
         return ()
-    if name == "loss.beta" and judge == "implicit-reward":
+    if ((judge in SCORED and name == "train.max_length")
+            or (judge == "implicit-reward" and name == "loss.beta")):
         return (JUDGEMENTS, *ALSO[name])
     return ALSO.get(name) or USED[name.rpartition(".")[0]]
 

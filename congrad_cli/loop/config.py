@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from glob import escape
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -190,7 +191,7 @@ def _placed(name: str, value: Any, base: Path) -> Any:
     """Paths as absolute ones; everything else as it is."""
     if name in FILES:
         if isinstance(value, tuple):
-            return tuple(_absolute(item, base) for item in value)
+            return tuple(_pattern(item, base) for item in value)
         return _absolute(value, base) if value else value
     if name in MODELS and value:
         return _absolute(value, base) if _is_local(value, base) else value
@@ -203,6 +204,12 @@ def _is_local(model: str, base: Path) -> bool:
     """Whether a model is a file or a folder here, or looks like one, and no name on the hub."""
     looks = model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
     return looks or model.count("/") > 1 or (base / model).exists()
+
+
+def _pattern(value: str, base: Path) -> str:
+    """A file, or a pattern for files; what looks like one in the folder's own name is none."""
+    plain = _absolute(value, base)
+    return plain if Path(plain).exists() else _absolute(value, Path(escape(str(base))))
 
 
 def _absolute(value: str, base: Path) -> str:

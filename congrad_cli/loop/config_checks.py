@@ -1,6 +1,7 @@
 """Values of the loop's configuration that cannot be: alone, and together."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from congrad_cli.loop.settings import (
     JUDGES,
     LAUNCHERS,
     REFERENCES,
+    SCORED,
     TRAIN_LOSSES,
     BackendSection,
     LoopConfig,
@@ -34,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.save_dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.launcher": LAUNCHERS,
 }
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}", re.IGNORECASE)
 NEEDED = ("run.folder", "model.path", "prompts.files")
 
 
@@ -135,6 +138,10 @@ def _check_prompts(config: LoopConfig) -> None:
 
 
 def _check_backend(name: str, backend: BackendSection) -> None:
+    if not _VARIABLE.fullmatch(backend.api_key_env):  # not shown: it may be the key itself
+        raise UsageError(f"{name}.api_key_env is no name of a variable.",
+                         "it names the variable of the environment that holds the key, such as "
+                         "OPENAI_API_KEY; the key itself stands in no file")
     if backend.kind != "openai":
         for key in ("url", "serve", "model"):
             if getattr(backend, key) is not None:
@@ -179,7 +186,7 @@ def _check_judge(config: LoopConfig) -> None:
     if judge.kind != "implicit-reward" and judge.reference is not None:
         raise UsageError(f"judge.reference does nothing with judge.kind = {judge.kind!r}.",
                          "leave it out")
-    if judge.kind in ("implicit-reward", "log-prob") and judge.backend is not None:
+    if judge.kind in SCORED and judge.backend is not None:
         raise UsageError(f"[judge.backend] does nothing with judge.kind = {judge.kind!r}: "
                          "it needs log-probabilities, which are computed here.", "leave it out")
 

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer
 from congrad_cli import checkpoint
 from congrad_cli.checkpoint import DTYPES, choose_dtype
 from congrad_cli.errors import ModelError
+from congrad_cli.loop.loading import KEYS
 from congrad_cli.loop.train_spec import TrainSpec
-from congrad_cli.model_source import ModelSource, OptionNames, find_model
+from congrad_cli.model_source import ModelSource, find_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-KEYS = OptionNames("model.path", "model.chat_template", "model.device", "model.dtype")
 EVERY_FILE = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 

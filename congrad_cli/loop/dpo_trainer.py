@@ -6,6 +6,7 @@ is that loss. They are shifted in every batch, after any cache of theirs was rea
 went into the cache would be served to a training with another alpha.
 """
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,23 @@ Batch = dict[str, torch.Tensor]
 
 
 class PairTrainer(DPOTrainer):  # type: ignore[misc]  # trl is not typed
-    """DPOTrainer that refuses data of which TRL would leave nothing."""
+    """DPOTrainer that refuses data of which TRL would leave nothing, and steps that learn nothing.
+
+    The share of steps that are warm-up is rounded down: the first of them has the rate 0, and a
+    training of one step would end with the weights it began with.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._warmup_ratio = self.args.warmup_steps
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """The schedule of the learning rate; at least the last step is no warm-up."""
+        share = int(self._warmup_ratio * num_training_steps)
+        self.args.warmup_steps = min(share, num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)
@@ -72,7 +89,7 @@ def arguments(spec: TrainSpec, cpu: bool) -> DPOConfig:
         output_dir=str(spec.output / "checkpoints"),
         seed=spec.seed, data_seed=spec.seed,
         learning_rate=train.learning_rate, lr_scheduler_type=train.schedule,
-        warmup_steps=train.warmup_ratio,  # below 1 it is a share of all steps
+        warmup_steps=train.warmup_ratio,  # PairTrainer makes steps of it
         num_train_epochs=train.epochs, max_steps=train.max_steps,
         per_device_train_batch_size=train.device_batch,
         gradient_accumulation_steps=spec.accumulation,
@@ -90,7 +107,8 @@ def arguments(spec: TrainSpec, cpu: bool) -> DPOConfig:
 
 def load_pairs(path: Path, cache: Path) -> Dataset:
     """The pairs of a file, by way of a file: TRL's processes find each other's results there."""
-    return load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
+    name = escape(str(path))  # it would be taken for a pattern
+    return load_dataset("json", data_files=name, split="train", cache_dir=str(cache))
 
 
 def build_trainer(

@@ -68,16 +68,20 @@ def measure_round(
 
 
 def of_pairs(now: Sequence[Item], initial: Sequence[Item], beta: float) -> dict[str, ByLanguage]:
-    """Accuracies and the margin from weighed pairs; those of the reward need the initial ones."""
+    """Accuracies and the margin from weighed pairs; those of the reward need the initial ones.
+
+    Pairs whose prompt left no room for an answer say nothing and are left out.
+    """
     first = {item["key"]: item for item in initial}
+    weighed = [item for item in now if item["chosen"]["tokens"] and item["rejected"]["tokens"]]
     margins = [
         (item["language"], beta * (_gap(item) - _gap(first[item["key"]])))
-        for item in now if item["key"] in first
+        for item in weighed if item["key"] in first
     ]
     return {
         "log-prob-accuracy": mean_by_language(
             (item["language"], _sign(_mean(item["chosen"]) - _mean(item["rejected"])))
-            for item in now if item["chosen"]["tokens"] and item["rejected"]["tokens"]),
+            for item in weighed),
         "preference-accuracy": mean_by_language(
             (language, _sign(margin)) for language, margin in margins),
         "preference-margin": mean_by_language(margins),

@@ -10,11 +10,17 @@ from contextlib import contextmanager
 from congrad_cli.loop import generate
 from congrad_cli.loop.digests import digest_files
 from congrad_cli.loop.evaluate import RoundItems, measure_round, rows
-from congrad_cli.loop.held_out import read_pairs, read_prompts, read_texts, require_held_out
+from congrad_cli.loop.held_out import (
+    HeldOutPair,
+    HeldOutText,
+    read_pairs,
+    read_prompts,
+    read_texts,
+    require_held_out,
+)
 from congrad_cli.loop.items import Item, Items
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.model_access import Backend
-from congrad_cli.loop.opening import SCORED
 from congrad_cli.loop.plan import EVALUATION, TRAIN
 from congrad_cli.loop.prompts import (
     Prompt,
@@ -22,6 +28,7 @@ from congrad_cli.loop.prompts import (
     read_pools,
     trained_languages,
 )
+from congrad_cli.loop.settings import SCORED
 from congrad_cli.loop.stage import RESULTS, Inputs, Stage, Worker, digest_file, run_items
 from congrad_cli.loop.text_stages import Kind, Made, judge_models
 from congrad_cli.loop.verdicts import compare, compare_scores
@@ -52,12 +59,13 @@ def make_evaluation(job: Job, number: int, stage: Stage) -> Made:
     section, seed = job.config.evaluate, job.config.run.seed
     pools = read_pools(job.config.prompts, job.folder)
     prompts = read_prompts(section, job.folder, seed)
-    require_held_out(prompts, pools)
+    pairs, texts = read_pairs(section, job.folder), read_texts(section, job.folder)
+    require_held_out(prompts, pairs, pools)
     if prompts:
         _answer(job, number, stage, prompts)
         if section.win_rate and number > 0:
             _compare(job, number, stage)
-    _weigh(job, number, stage)
+    _weigh(job, number, stage, pairs, texts)
     seen = trained_languages(job.config.prompts, pools)
     check = None
     if prompts and job.config.pairs.check_language:
@@ -118,11 +126,11 @@ def _compare(job: Job, number: int, stage: Stage) -> None:
     run_items(stage, Inputs(now, now.keys, "verdicts"), opened, job.progress)
 
 
-def _weigh(job: Job, number: int, stage: Stage) -> None:
+def _weigh(
+    job: Job, number: int, stage: Stage, pairs: list[HeldOutPair], texts: list[HeldOutText]
+) -> None:
     """The log-probabilities of held-out pairs and texts under the round's new model."""
-    section, about = job.config.evaluate, job.about(number + 1)
-    models = job.models(stage)
-    pairs, texts = read_pairs(section, job.folder), read_texts(section, job.folder)
+    about, models = job.about(number + 1), job.models(stage)
     if pairs:
         run_items(
             stage, Inputs(pairs, [pair.id for pair in pairs], "pairs"),

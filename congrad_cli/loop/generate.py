@@ -41,9 +41,10 @@ def candidates(
         if varied:
             yield from held
             held = []
-    if len(held) >= TELLING:
+    written = [item for item in held if any(each["tokens"] != 0 for each in item["candidates"])]
+    if len(written) >= TELLING:  # where a prompt left no room all answers are empty, and so equal
         raise ModelError(
-            f"sampling has no effect: all {section.candidates} answers to each of {len(held)} "
+            f"sampling has no effect: all {section.candidates} answers to each of {len(written)} "
             "prompts are equal.",
             f"asked with: temperature {section.temperature}, and a seed for each answer",
             "a server may ignore both unless the model's generation_config.json has "

@@ -134,12 +134,17 @@ def _first(parts: Iterable[Part], count: int) -> Iterator[Part]:
             yield part
 
 
-def require_held_out(held_out: Sequence[Prompt], pools: Mapping[str, Sequence[Prompt]]) -> None:
+def require_held_out(
+    prompts: Sequence[Prompt], pairs: Sequence[HeldOutPair],
+    pools: Mapping[str, Sequence[Prompt]],
+) -> None:  # fmt: skip
     """Raise :class:`InputError` where prompts to measure by stand in the pools, word for word."""
-    if shared := shared_prompts(pools, held_out):
-        first = shared[0]
-        raise InputError(
-            f"evaluate.prompts: {len(shared):,} of {len(held_out):,} are in prompts.files too.",
-            f"the first one: {first.id} ({first.language})",
-            "measure by prompts that no round trains on",
-        )
+    of_pairs = [Prompt(pair.id, pair.language, pair.messages) for pair in pairs]
+    for name, held_out in (("prompts", prompts), ("pairs", of_pairs)):
+        if shared := shared_prompts(pools, held_out):
+            first = shared[0]
+            raise InputError(
+                f"evaluate.{name}: {len(shared):,} of {len(held_out):,} are in prompts.files too.",
+                f"the first one: {first.id} ({first.language})",
+                "measure by prompts that no round trains on",
+            )

@@ -28,25 +28,27 @@ class ImplicitRewardJudge:
         self._policy, self._reference, self._beta = policy, reference, beta
 
     def judge(self, items: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """One judgement for each item. Raises :class:`ModelError` where all rewards are zero:
-        policy and reference are the same weights then, and nothing is better than anything."""
+        """One judgement for each item; an answer that train.max_length leaves no token of has no
+        score. Raises :class:`ModelError` where all rewards are zero: policy and reference are the
+        same weights then, and nothing is better than anything."""
         held: list[dict[str, Any]] = []
         told = False
         for item in items:
             texts = _texts(item)
             pairs = zip(self._policy.weigh(texts), self._reference.weigh(texts), strict=True)
-            held.append(_judgement(
-                item, [self._beta * (ours.logp - theirs.logp) for ours, theirs in pairs]))
-            told = told or any(score != 0 for score, judged in
-                               zip(held[-1]["scores"], held[-1]["judged"], strict=True) if judged)
+            held.append(_judgement(item, [
+                self._beta * (ours.logp - theirs.logp) if ours.tokens else math.nan
+                for ours, theirs in pairs
+            ]))
+            told = told or any(held[-1]["scores"])
             if told:
                 yield from held
                 held = []
-        if sum(sum(item["judged"]) for item in held) > 1:
+        if sum(item["scores"].count(0.0) for item in held) > 1:
             raise ModelError(
                 "implicit rewards: every one is 0, so the policy is the reference.",
-                'in the first round both are the initial model: use judge.kind = "self", '
-                '"endpoint" or "log-prob"',
+                "set judge.reference to the model before any DPO, which is not model.path",
+                'or use judge.kind = "self", "endpoint" or "log-prob"',
             )
         yield from held
 

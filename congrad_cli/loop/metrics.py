@@ -66,11 +66,3 @@ def write_metrics(job: Job) -> None:
             text = json.dumps(round_metrics(job, number).to_json(), ensure_ascii=False)
             lines.append(text + "\n")
     replace_file(job.folder / METRICS, "".join(lines).encode())
-
-
-def learned_nothing(training: Path) -> bool:
-    """Whether the training in this folder had steps, and its warm-up was still at 0 in all."""
-    path = training / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rates = [json.loads(line).get("learning_rate") for line in lines]
-    return bool(rates) and all(rate == 0 for rate in rates)

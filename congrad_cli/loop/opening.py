@@ -10,11 +10,8 @@ from congrad_cli.loop.items import Item
 from congrad_cli.loop.judge import ImplicitRewardJudge, Judge, LogProbJudge
 from congrad_cli.loop.model_access import Backend, Scorer
 from congrad_cli.loop.rubric import RubricJudge
-from congrad_cli.loop.settings import BackendSection, LoopConfig, ModelSection
+from congrad_cli.loop.settings import SCORED, BackendSection, LoopConfig, ModelSection
 from congrad_cli.loop.stage import Worker
-
-SCORED = ("implicit-reward", "log-prob")
-"""Judges that need no text of a judge, but log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -85,5 +82,6 @@ class Models:
     def _scorer(self, about: ModelSection) -> Iterator[Scorer]:
         from congrad_cli.loop.scorer import open_scorer
 
-        with closing(open_scorer(about.path, about, self.config.train.max_length)) as scorer:
+        longest = self.config.train.max_length
+        with closing(open_scorer(about.path, about, longest, self.note)) as scorer:
             yield scorer

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from congrad_cli.errors import InputError
 from congrad_cli.loop.language_check import LanguageCheck
 from congrad_cli.loop.settings import PairsSection
 
@@ -45,12 +46,16 @@ def make_pairs(
     A pair has ``id``, ``language``, ``prompt``, ``chosen`` and ``rejected`` as message lists,
     ``chosen_score`` and ``rejected_score``.
     ``languages`` are those that answers may be taken for. Raises :class:`UsageError` where
-    languages are to be checked and py3langid is missing.
+    languages are to be checked and py3langid is missing, :class:`InputError` for judgements of
+    other candidates.
     """
     check = LanguageCheck(languages, section.min_confidence) if section.check_language else None
     scores = {item["key"]: item["scores"] for item in judgements}
     for item in candidates:
         given = scores.get(item["key"]) or [None] * len(item["candidates"])
+        if len(given) != len(item["candidates"]):
+            raise InputError(f"the prompt {item['key']!r} has {len(item['candidates'])} candidates "
+                             f"and {len(given)} scores.", "judge these candidates")
         valid, out = _sort_out(item, given, section, check)
         found = best_and_worst(valid, section.margin)
         if isinstance(found, str):

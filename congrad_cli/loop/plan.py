@@ -9,13 +9,16 @@ from pathlib import Path
 
 from congrad_cli.errors import UsageError
 from congrad_cli.loop.settings import LoopConfig
-from congrad_cli.loop.stage import DONE, Stage
+from congrad_cli.loop.stage import Stage
 
 PROMPTS, CANDIDATES, JUDGEMENTS, PAIRS = "prompts", "candidates", "judgements", "pairs"
 SKETCH, CONSENSUS, FILTER, TRAIN, EVALUATION = (
     "sketch", "consensus", "filter", "train", "evaluation")  # fmt: skip
 STAGES = (PROMPTS, CANDIDATES, JUDGEMENTS, PAIRS, SKETCH, CONSENSUS, FILTER, TRAIN, EVALUATION)
 """The stages of a round in their order; the folder of the first is ``01-prompts``."""
+
+GONE = ".gone"
+"""The ending of a step's folder that is being removed."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -96,8 +99,16 @@ def begun_steps(run: Path) -> Iterator[Step]:
 
 
 def forget(run: Path, step: Step) -> None:
-    """Remove what a step made. Without ``DONE.json`` the rest does not count: that goes first."""
+    """Remove what a step made. It is gone at once: half a model would pass for a whole one."""
     folder = step.folder(run)
-    (folder / DONE).unlink(missing_ok=True)
+    sweep(run)
     if folder.is_dir():
+        gone = folder.with_name(f".{folder.name}{GONE}")
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a process that was killed while it forgot a step has left."""
+    for folder in run.glob(f"round-*/.*{GONE}"):
         shutil.rmtree(folder)

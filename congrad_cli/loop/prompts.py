@@ -62,7 +62,8 @@ def read_pools(section: PromptsSection, base: Path, option: str = "prompts.files
     language in front (``de/7``), so that every id is unique.
 
     Raises :class:`InputError` for a line that is no prompt, for two prompts of one language with
-    one id, and for a language of the section that the files do not have.
+    one id, and for a language of the section that the files do not have and nothing is
+    translated into.
     """
     wanted = {canonical(label) for label in section.languages}
     if wanted and section.translate_from is not None:
@@ -217,7 +218,7 @@ def _require(pools: Pools, wanted: set[str], section: PromptsSection, option: st
         asked = f"prompts.languages asks for {', '.join(sorted(wanted))}"
         raise InputError(f"{option}: there is no prompt in them.",
                          asked if wanted else "add prompts to the files")
-    needed = set(wanted)
+    needed = wanted - set(map(canonical, section.translate_into))
     if section.translate_from is not None:
         needed.add(canonical(section.translate_from))
     for language in sorted(needed - pools.keys()):

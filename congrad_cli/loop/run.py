@@ -12,13 +12,12 @@ from congrad_cli.errors import InputError, UsageError
 from congrad_cli.locks import RankLock
 from congrad_cli.loop.batches import release_memory
 from congrad_cli.loop.changes import CONFIG, check_same_run
-from congrad_cli.loop.config_text import run_text
+from congrad_cli.loop.config_text import HEADER, run_text
 from congrad_cli.loop.evaluation import EVALUATION_STAGE
 from congrad_cli.loop.job import MODEL, Job
 from congrad_cli.loop.language_check import require_package
 from congrad_cli.loop.loading import KEYS, source_of
-from congrad_cli.loop.metrics import RoundMetrics, learned_nothing, round_metrics, write_metrics
-from congrad_cli.loop.opening import SCORED
+from congrad_cli.loop.metrics import RoundMetrics, round_metrics, write_metrics
 from congrad_cli.loop.plan import (
     CONSENSUS,
     EVALUATION,
@@ -32,8 +31,9 @@ from congrad_cli.loop.plan import (
     find_step,
     forget,
     steps,
+    sweep,
 )
-from congrad_cli.loop.settings import BackendSection, LoopConfig
+from congrad_cli.loop.settings import SCORED, BackendSection, LoopConfig
 from congrad_cli.loop.stage import Stage, digest_file, digest_of
 from congrad_cli.loop.text_stages import PAIRS_FILE, TEXT_STAGES, Kind, Made, counted, round_prompts
 from congrad_cli.loop.train import TrainSpec, require_packages, train
@@ -45,6 +45,9 @@ from congrad_cli.store_index import read_index
 from congrad_cli.tensors import replace_file
 
 STORE = "store"
+KEEP_MORE = "lower filter.min_score, or set filter.keep_ratio or filter.keep_at_least"
+ALONE = ("there are no other pairs to agree with: more prompts or candidates, or a lower "
+         "pairs.margin, make more")
 KEPT, DROPPED, SCORES, SUMMARY = "kept.jsonl", "dropped.jsonl", "scores.jsonl", "summary.json"
 
 
@@ -82,6 +85,7 @@ def run(
     job = Job(config, progress)
     check_start(job)
     with _owned(job) as job:
+        sweep(job.folder)
         gone = _to_remove(job, request)
         for step in sorted(gone, reverse=True):
             progress.note(f"removing {step.folder(job.folder)}")
@@ -195,13 +199,17 @@ def check_start(job: Job) -> None:
     folder = job.folder
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run.folder: {folder} is a file.", "name a folder")
-    if folder.is_dir() and not (folder / CONFIG).exists() and _foreign(folder):
+    if folder.is_dir() and _foreign(folder):
         raise UsageError(f"run.folder: {folder} holds other things than a run.",
                          "name a folder that is new or empty")
     source_of(config.model.path, config.model)
     if config.judge.reference is not None:
         find_model(config.judge.reference, options=replace(KEYS, model="[judge] reference ="))
     round_prompts(job, config.run.rounds)  # pools that are too small are told of now
+    looked, learned = config.sketch.max_length, config.train.max_length
+    if config.filter.enabled and looked != learned:
+        job.progress.warn(f"pairs are chosen by their first {looked:,} tokens (sketch.max_length), "
+                          f"and trained on their first {learned:,} (train.max_length)")
     openai = config.backend
     if openai.kind == "openai" and openai.model and not openai.serve and config.run.rounds > 1:
         job.progress.warn(
@@ -229,6 +237,12 @@ def _check_later_needs(job: Job, wanted: Sequence[Step]) -> None:
 
 
 def _foreign(folder: Path) -> bool:
+    """Whether the folder is no run, nor empty. A configuration of the user's own is no run's."""
+    path = folder / CONFIG
+    if path.is_file() and (
+        path.read_bytes().startswith(HEADER.encode()) or any(folder.glob("round-*"))
+    ):
+        return False
     return any(item.name != "locks" and not item.match(".*.tmp") for item in folder.iterdir())
 
 
@@ -332,8 +346,8 @@ def make_filter(job: Job, number: int, stage: Stage) -> Made:
     if not found["kept"]:
         raise InputError(f"{stage.name}: none of {found['records']:,} pairs was kept: "
                          + counted(found["reasons"]),
-                         f"see {stage.folder / SCORES}", "lower filter.min_score, or set "
-                         "filter.keep_ratio or filter.keep_at_least")
+                         f"see {stage.folder / SCORES}",
+                         ALONE if set(found["reasons"]) == {"no-direction"} else KEEP_MORE)
     return Made({name: digest_file(stage.folder / name) for name in (KEPT, DROPPED, SCORES)},
                 {name: found[name] for name in ("kept", "dropped", "reasons", "borderline")}
                 | {"languages": found["groups"]})
@@ -353,9 +367,6 @@ def make_model(job: Job, number: int, stage: Stage) -> Made:
         reference=job.reference(number), output=stage.folder, train=job.config.train,
         loss=job.config.loss, about=about, seed=job.seed(number, TRAIN),
     ), job.progress)  # fmt: skip
-    if learned_nothing(stage.folder):
-        job.progress.warn(f"{stage.name}: the learning rate was 0 in every step, so the model is "
-                          "the one before; with so few steps set train.warmup_ratio = 0")
     return Made({MODEL: job.digest_of_model(str(model))}, {})
 
 

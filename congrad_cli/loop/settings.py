@@ -10,6 +10,8 @@ BACKENDS = ("transformers", "openai", "vllm")
 JUDGES = ("self", "initial", "endpoint", "implicit-reward", "log-prob")
 """Who scores candidates: the round's model or the first one by the rubric, a server by the
 rubric, beta log(pi/pi_ref) between two checkpoints, or the mean token log-probability."""
+SCORED = ("implicit-reward", "log-prob")
+"""Those of them that need no text of a judge, but log-probabilities."""
 REFERENCES = ("previous", "initial")
 TRAIN_LOSSES = ("dpo", "lp-dpo")
 LAUNCHERS = ("none", "torchrun", "accelerate")

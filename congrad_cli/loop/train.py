@@ -6,6 +6,7 @@ In ``output`` lie ``spec.json`` (what the process is told), ``train.log`` (all i
 """
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from congrad_cli.loop.train_process import run_worker
 from congrad_cli.loop.train_spec import TrainSpec, check, identity, write_spec
 from congrad_cli.loop.training_pairs import write_training_pairs
 from congrad_cli.progress import Progress
+from congrad_cli.tensors import replace_file
 
 __all__ = ["TrainSpec", "require_packages", "train"]
 
@@ -77,9 +79,7 @@ def _claim(spec: TrainSpec) -> None:
                 f"{spec.output / 'model'} is there, and was not made by a training in this folder.",
                 "move it away, or take another folder",
             )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wanted, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     if there != wanted:
@@ -99,15 +99,22 @@ def _changes(names: list[str], there: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _cut_metrics(path: Path, steps: int) -> None:
-    """Leave the lines up to step ``steps``; those after it will come again."""
+    """Leave the lines up to step ``steps``; those after it will come again.
+
+    Nobody waits for the lines to reach the disk: what a power failure made of them is left out.
+    """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > steps:
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+        except ValueError:
+            break
+        if step > steps:
             break
         kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    path.write_bytes(b"".join(kept))
 
 
 def _tidy(output: Path) -> None:

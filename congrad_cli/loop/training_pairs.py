@@ -45,7 +45,11 @@ def _write(pairs: Path, target: Path) -> int:
                     f"the pairs before are {form}" if count else "one pair, one form",
                     "the trainer needs the same form in every pair",
                 )
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            try:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError as error:
+                raise InputError(f"{place}: text with half of a character ({error.reason}).",
+                                 "write the whole character, or remove it") from error
             count += 1
     if count == 0:
         raise InputError(
@@ -63,7 +67,7 @@ def _records(pairs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             place = f"{pairs}:{number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{place}: not JSON ({error}).") from error
             if not isinstance(record, dict):
                 raise InputError(f"{place}: not a JSON object.")

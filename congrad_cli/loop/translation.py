@@ -18,7 +18,6 @@ from congrad_cli.loop.model_access import Backend, Completion, Message, Request,
 from congrad_cli.loop.prompts import Prompt
 from congrad_cli.loop.seeds import seed_of
 from congrad_cli.loop.tagging import tag_of
-from congrad_cli.records.detect import FLOOR
 from congrad_cli.records.languages import canonical
 
 UNFINISHED, FAILED, REPEATING = "unfinished", "failed", "repeating"
@@ -52,11 +51,9 @@ def translate(
     ``{"key", "language", "messages", "reason", "text"}``: the key is ``ID>LANGUAGE``, messages are
     null and the reason says why where the translation is dropped, the text is what the model
     wrote. Of a conversation the last message is translated; one that has several turns of the user
-    is an :class:`InputError`. ``check`` tells the language of the results; None: one among all
-    languages in question.
+    is an :class:`InputError`. ``check`` tells the language of the results; with None nobody looks.
     """
     targets = list(dict.fromkeys(map(canonical, into)))
-    check = check or LanguageCheck({*targets, *(prompt.language for prompt in prompts)}, FLOOR)
     wanted = {
         f"{prompt.id}>{target}": (prompt, target)
         for prompt in prompts for target in targets if target != prompt.language
@@ -111,10 +108,10 @@ def parse_translation(written: Completion) -> tuple[str | None, str]:
     return found, ""
 
 
-def _objection(text: str, prompt: Prompt, target: str, check: LanguageCheck) -> str:
+def _objection(text: str, prompt: Prompt, target: str, check: LanguageCheck | None) -> str:
     if " ".join(text.split()).casefold() == " ".join(_said(prompt).split()).casefold():
         return UNTRANSLATED
-    if not check.check(text, target).passed:
+    if check is not None and not check.check(text, target).passed:
         return WRONG_LANGUAGE
     return ""
 
