@@ -17,7 +17,7 @@ from congrad_cli.loop.settings import (
     BackendSection,
     LoopConfig,
 )
-from congrad_cli.settings import METHODS, RANKINGS, ROW_SIZES
+from congrad_cli.settings import AVERAGES, METHODS, RANKINGS, ROW_SIZES
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -26,8 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.name": TRAIN_LOSSES,
     "sketch.row_size": tuple(ROW_SIZES),
     "consensus.method": METHODS,
-    "consensus.average": ("mean", "ema"),
-    "consensus.pair_norm": ("raw", "unit"),
+    "consensus.average": AVERAGES,
     "consensus.normalize_groups": ("none", "unit"),
     "filter.rank_by": RANKINGS,
     "train.reference": REFERENCES,
@@ -88,6 +87,9 @@ def check_config(config: LoopConfig, needed: Sequence[str] = NEEDED) -> None:
         for place, value in _values(config, name):
             if value is not None:
                 _check_range(place, value, bounds)
+    from congrad_cli.weights import clip_quantile
+
+    clip_quantile(config.consensus.pair_norm)
     _check_together(config)
 
 
