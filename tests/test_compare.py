@@ -35,7 +35,7 @@ def store(make_store, request):
     path = make_store(rows, rng.lognormal(size=40), list(labels), width=4,
                       store_dtype=request.param)
     write_projection(path)
-    consensus.run(path, ConsensusSettings(), Silent())
+    consensus.run(path, ConsensusSettings(pair_norm="raw"), Silent())
     consensus.run(path, ConsensusSettings(method="mean", pair_norm="unit", name="plain"), Silent())
     return path
 
@@ -135,7 +135,7 @@ def test_show_tells_the_main_facts_of_every_consensus(store, forked_congrad):
     assert made["default"]["least_group"] == summary.names[int(summary.cosine.argmin())]
     assert made["plain"]["groups"] == len(opened.groups) == 3
     shown = forked_congrad("show", store).stdout.decode()
-    assert f"  pcgrad, raw pairs, 3 groups, least cosine {summary.cosine.min():+.3f} (" in shown
+    assert f"  pcgrad, unit pairs, 3 groups, least cosine {summary.cosine.min():+.3f} (" in shown
     assert "  mean, unit pairs, 3 groups" in shown
 
 

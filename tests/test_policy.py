@@ -205,7 +205,7 @@ def test_the_command_takes_all_of_them(forked_congrad, store, tmp_path):
     quotas.write_text('{"fr": 3, "*": 1}')
     done = forked_congrad("filter", store, "--quotas", quotas)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b'the store does not have: "fr"' in done.stderr
+    assert b'that are not there: "fr"' in done.stderr
     done = forked_congrad("filter", store, "--confidence", "2", "-q")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") > 20

@@ -91,9 +91,17 @@ class DrawnPairs:
         """One column of all rows."""
         return self._columns[name]
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in one."""
-        yield Block(np.arange(len(self)), self.coordinates, self._columns["norm"])
+    def blocks(
+        self,
+        rows: int | None = None,
+        label: NDArray[np.int32] | None = None,
+        places: NDArray[np.int64] | None = None,
+    ) -> Iterator[Block]:
+        """All rows, or those at ``places``, in one block; by ``label`` as a store has them."""
+        place = np.arange(len(self)) if places is None else places
+        if label is not None:
+            place = place[np.argsort(label[place], kind="stable")]
+        yield Block(place, place, self.coordinates[place], self._columns["norm"][place])
 
 
 def coordinates(cosine: Floats) -> Floats:
