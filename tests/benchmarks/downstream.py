@@ -66,8 +66,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         pairs = folder / "kept.jsonl"
         pairs.write_text(as_lines(rows), encoding="utf-8", newline="\n")
-        about = ModelSection(path=self.model, chat_template="plain", dtype="float32", device="cpu",
-                             threads=1)
+        about = ModelSection(path=self.model, dtype="float32", device="cpu", threads=1)
         spec = training.TrainSpec(
             pairs, self.model, self.model, folder / "training",
             TrainSection(learning_rate=rate, max_steps=self.steps, batch=BATCH,
@@ -102,13 +101,17 @@ def run_fork(spec: Any, progress: Any) -> None:
 
 
 def weigh(model: str, held_out: HeldOut) -> dict[str, Any]:
-    """Log-probabilities and tokens of the pairs' answers [n, 2] and of the texts [t]."""
-    from congrad_cli.loop.scorer import open_scorer
+    """Log-probabilities and tokens of the pairs' answers [n, 2] and of the texts [t].
+
+    Without chat template: the pairs are plain texts, and as such they are sketched and trained on.
+    """
+    from congrad_cli.loop.loading import load
+    from congrad_cli.loop.scorer import TransformersScorer
     from congrad_cli.loop.settings import ModelSection
 
-    about = ModelSection(path=model, chat_template="plain", dtype="float32", device="cpu",
-                         threads=1)
-    scorer = open_scorer(model, about, MAX_LENGTH)
+    checkpoint = load(model, ModelSection(path=model, dtype="float32", device="cpu", threads=1))
+    checkpoint.tokenizer.chat_template = None
+    scorer = TransformersScorer(checkpoint, MAX_LENGTH, lambda _: None)
     asked: list[Any] = [(({"role": "user", "content": row["prompt"]},), row[side])
                         for row in held_out.pairs for side in ("chosen", "rejected")]
     found = scorer.weigh(asked + [((), row["text"]) for row in held_out.texts])
