@@ -13,9 +13,11 @@ import downstream
 import downstream_plan as plan
 import downstream_tables as tables
 from conflicts import LANGUAGES
-from downstream_data import SCENARIOS, SEEN, UNSEEN, parts_of_bundled
+from downstream_data import SCENARIOS, SEEN, UNSEEN, HeldOut, parts_of_bundled
 from scenarios import Pool
 from test_benchmarks_detection import rows_of_a_pool, sketches_of
+
+from congrad_cli.store import GradientStore
 
 POOL = Pool([row for row in rows_of_a_pool(core=20, extra=160) if row["language"] in SEEN])
 
@@ -167,13 +169,18 @@ def test_cells_of_another_setting_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_smallest_setting_runs_and_a_second_run_adds_nothing(tmp_path, capsys):
+def test_the_smallest_setting_weighs_as_sketches_do_and_runs_once(tmp_path, capsys):
     downstream.main(["--smoke", "--work", str(tmp_path)])
     cells = (tmp_path / "cells.jsonl").read_bytes()
     lines = tables.read_lines([tmp_path / "cells.jsonl"])
     assert len(lines) == 4
     assert all(one["pairs"] != lines[0]["pairs"] for one in lines[1:])
     assert (tmp_path / "cells.csv").exists()
+    store = GradientStore.open(tmp_path / "smoke.congrad")
+    pairs = [json.loads(row) for row in (tmp_path / "pool.jsonl").open(encoding="utf-8")]
+    again = downstream.weigh(str(downstream.TINY), HeldOut(pairs, []))
+    assert again["pair_tokens"] == store.column("tokens")[:, 1:].tolist()
+    np.testing.assert_allclose(again["pairs"], store.column("logp"), atol=1e-2)
     downstream.main(["--smoke", "--work", str(tmp_path)])
     assert (tmp_path / "cells.jsonl").read_bytes() == cells
     assert "congrad half" in capsys.readouterr().out

@@ -181,7 +181,8 @@ def sweep(bench: Bench, rates: list[float]) -> None:
                        "bad": 0.0, **weighed(model, held_out)})
         found = tables.measure(tables.read_lines([bench.work / f"sweep-{rate:g}.jsonl"]), count=1)
         print(f"{rate:g}: " + ", ".join(f"{one.measure} {one.value:.4f}" for one in found
-                                        if one.subset == "all"), flush=True)
+                                        if (one.scenario, one.subset) == ("sweep", "all")),
+              flush=True)
 
 
 def grid(bench: Bench, args: argparse.Namespace, draws: dict[str, dict[str, plan.Drawn]]) -> None:

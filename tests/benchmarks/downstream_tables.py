@@ -109,7 +109,8 @@ def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
     bad: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     parts: dict[tuple[str, str], dict[tuple[str, str], dict[int, Floats]]] = defaultdict(
         lambda: defaultdict(dict))
-    for line in lines:
+    once = {(line["scenario"], line["selection"], line["seed"]): line for line in lines}
+    for line in once.values():
         name = line["scenario"], line["selection"]
         bad[name][line["seed"]] = line.get("bad", float("nan"))
         for key, mean in one_model(line, initial, count):
@@ -184,8 +185,9 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", default=["all", "seen", "unseen"])
     args = parser.parse_args()
     lines = read_lines(args.cells)
-    rows = measure([line for number, line in enumerate(lines)
-                    if line["scenario"] != INITIAL or number == 0])
+    if any(line["setup"] != lines[0]["setup"] for line in lines):
+        parser.error("the cells are not of one setting")
+    rows = measure(lines)
     if args.out:
         write(args.out, rows)
     for subset in args.subsets:
