@@ -221,7 +221,10 @@ def planned(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, plan.
         names = args.scenarios if args.smoke else SCENARIOS
         plan.write(path, plan.make_all(bench.parts.pool, sketched(bench, args), names, args.seeds))
     print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}", flush=True)
-    return plan.read(path)
+    found = plan.read(path)
+    if any(str(seed) not in found.get(scenario, {}) for scenario, _, seed in wanted(args)):
+        raise SystemExit(f"{path} was made for fewer seeds or scenarios; take another --work")
+    return found
 
 
 def sketch(bench: Bench, store: Path) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import scenarios
-from conflicts import FLAWS, LANGUAGES, LENDERS, Key, Maker, Table, sound, text, unlike_ends
+from conflicts import LANGUAGES, LENDERS, Key, Maker, Table, sound, text, unlike_ends
 from sample_pool import BUNDLED
 from scenarios import Pool, Row, Sheet
 
@@ -64,9 +64,9 @@ class Parts:
     sweep_held_out: HeldOut
 
 
-def page_of(key: Key) -> str:
+def page_of(item: str) -> str:
     """The help page of a paragraph."""
-    return "/".join(key).split("#")[0]
+    return item.split("#")[0]
 
 
 def free_paragraphs(table: Table, rows: list[Row]) -> list[Key]:
@@ -103,21 +103,21 @@ def texts_of(table: Table, keys: list[Key]) -> list[Row]:
 
 def parts_of_text(path: Path, rows: list[Row], pairs: int, texts: int) -> Parts:
     """From the parallel text: ``pairs`` held-out pairs and ``texts`` texts of each language, half
-    of the texts of help pages and half of the Declaration. More hold fewer."""
+    of the texts of help pages and half of the Declaration. What is held out when fewer are asked
+    for is held out when more are."""
     table = text.read_translations(path)
-    free, pages = free_paragraphs(table, rows), {page_of(tuple(row["item"].split("/", 1)))
-                                                 for row in rows}
-    away = [key for key in free if page_of(key) not in pages]
-    near = [key for key in free if page_of(key) in pages]
+    free, pages = free_paragraphs(table, rows), {page_of(row["item"]) for row in rows}
+    away = [key for key in free if page_of("/".join(key)) not in pages]
+    near = [key for key in free if page_of("/".join(key)) in pages]
     articles = [key for key in table if key[0] == "udhr"
                 and all(language in table[key] for language in LANGUAGES)
                 and 60 <= len(table[key]["en"]) <= 420]
-    if pairs > len(away) or texts // 2 > min(len(articles), len(near) - 2 * BETWEEN):
-        raise SystemExit(f"there are {len(away)} paragraphs for held-out pairs, "
-                         f"{2 * min(len(articles), len(near) - 2 * BETWEEN)} for texts")
+    most = 2 * min(len(articles), len(near) - 2 * BETWEEN)
+    if pairs > len(away) or texts > most:
+        raise SystemExit(f"there are {len(away)} held-out pairs and {most} texts of each language")
     random.Random(SEED).shuffle(articles)
     help_texts = near[BETWEEN : BETWEEN + texts - texts // 2]
-    donors = near[::-1]
+    donors = near[::-1]  # from the other end
     return Parts(
         Pool([row for row in rows if row["language"] in SEEN]),
         HeldOut(list(pairs_of(table, away[:pairs], away[::-1], LANGUAGES, 5000)),
@@ -147,6 +147,3 @@ def parts_of_bundled(languages: tuple[str, ...], train: int, held_out: int) -> P
     pool = [row for row in rows if row["place"] < train and row["language"] != languages[-1]]
     return Parts(Pool(pool), held, pool, held)
 
-
-__all__ = ["FLAWS", "SCENARIOS", "SEEN", "UNSEEN", "HeldOut", "Parts", "parts_of_bundled",
-           "parts_of_text"]
