@@ -41,7 +41,7 @@ Measured = dict[str, np.ndarray]
 
 def sketch(pool: Path, level: int, model: str, path: Path) -> None:
     """Make the store, or what it lacks."""
-    from congrad_cli.console import TerminalProgress
+    from congrad_cli.display.progress import TerminalProgress
     from congrad_cli.records.record import DataFile
     from congrad_cli.settings import RecordSettings, SketchSettings
     from congrad_cli.sketch.index import index_data

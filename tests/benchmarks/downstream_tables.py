@@ -1,0 +1,198 @@
+"""What ``downstream.py`` found, as Markdown and CSV.
+
+Every number is a mean over seeds and held-out pairs (or texts). 95 % intervals are of a bootstrap
+over paragraphs (all translations go together) and over seeds; differences to "all data" and "random
+half" are paired in both, and use the seeds for which both are there. With one seed an interval is
+of the paragraphs alone, and says nothing of how another draw or another training would end.
+
+    python tests/benchmarks/downstream_tables.py down/cells.jsonl --out down/cells.csv
+"""
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from downstream_data import UNSEEN
+from measures import interval, over_seeds, resamples
+
+INITIAL = "initial model"
+COMPARED = ("all data", "random half")
+REWARD, LIKELIER, MARGIN, TAX = ("reward accuracy", "log-prob accuracy", "reward margin",
+                                 "text loss change")
+BETA, RESAMPLES = 0.1, 1000
+
+Line = dict[str, Any]
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure of a selection on some held-out languages; ``beyond`` is what it is less of."""
+
+    scenario: str
+    selection: str
+    subset: str
+    measure: str
+    beyond: str
+    seeds: int
+    bad: float
+    value: float
+    low: float
+    high: float
+
+
+def read_lines(paths: Iterable[Path]) -> list[Line]:
+    """All cells of these files; a line that was cut off is left out."""
+    return [json.loads(line) for path in paths
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+            if line.endswith("\n")]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One measure's sums: value / weight are what is averaged, [n] each, with language and item."""
+
+    value: Floats
+    weight: Floats
+    language: Floats
+    item: Floats
+
+
+def values(line: Line, initial: Line) -> dict[str, Weighed]:
+    """All measures of one model. Ties count half."""
+    after, before = np.array(line["pairs"]), np.array(initial["pairs"])
+    per_token = after / np.array(initial["pair_tokens"])
+    reward = BETA * np.subtract(*(after - before).T)
+    ones = np.ones(len(after))
+    language, item = np.array(initial["languages"]), np.array(initial["items"])
+
+    def of_pairs(found: Floats) -> Weighed:
+        return Weighed(found, ones, language, item)
+
+    tokens = np.array(initial["text_tokens"], np.float64)
+    lost = np.array(initial["texts"]) - np.array(line["texts"])
+    return {
+        REWARD: of_pairs((np.sign(reward) + 1) / 2),
+        LIKELIER: of_pairs((np.sign(np.subtract(*per_token.T)) + 1) / 2),
+        MARGIN: of_pairs(reward),
+        TAX: Weighed(lost, tokens, np.array(initial["text_languages"]),
+                     np.array(initial["text_items"])),
+    }
+
+
+def subsets(languages: Floats) -> Iterator[tuple[str, Floats]]:
+    """All languages, those seen in training, the others, and each one."""
+    unseen = np.isin(languages, UNSEEN)
+    yield "all", np.ones(len(languages), bool)
+    if unseen.any():
+        yield "seen", ~unseen
+        yield "unseen", unseen
+    for language in sorted(set(languages.tolist())):
+        yield language, languages == language
+
+
+def resampled(found: Weighed, some: Floats, drawn: Floats, code: Floats) -> Floats:
+    """The mean over ``some`` rows, for each resample of items [R, items], [R]."""
+    weight = drawn[:, code[some]]
+    return weight @ found.value[some] / np.maximum(weight @ found.weight[some], 1e-12)
+
+
+def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
+    """Every measure of all selections, and its differences."""
+    initial = next(line for line in lines if line["scenario"] == INITIAL)
+    bad: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    parts: dict[tuple[str, str], dict[tuple[str, str], dict[int, Floats]]] = defaultdict(
+        lambda: defaultdict(dict))
+    once = {(line["scenario"], line["selection"], line["seed"]): line for line in lines}
+    for line in once.values():
+        name = line["scenario"], line["selection"]
+        bad[name][line["seed"]] = line.get("bad", float("nan"))
+        for key, mean in one_model(line, initial, count):
+            parts[name][key][line["seed"]] = mean
+    seeds = sorted({line["seed"] for line in lines})
+    drawn = resamples(len(seeds), count, np.random.default_rng(1))
+    rows = []
+    for name, measures in parts.items():
+        for key, found in measures.items():
+            for beyond in ("", *COMPARED):
+                other = parts.get((name[0], beyond), {}).get(key, {}) if beyond else {}
+                both = [seed for seed in seeds if seed in found and (not beyond or seed in other)]
+                if not both or beyond == name[1] != "":
+                    continue
+                each = [found[seed] - other[seed] if beyond else found[seed] for seed in both]
+                mean = over_seeds(each, drawn[:, [seeds.index(seed) for seed in both]])
+                rows.append(Row(*name, *key, beyond, len(both),
+                                float(np.mean([bad[name][seed] for seed in both])),
+                                *interval(mean)))
+    return rows
+
+
+def one_model(line: Line, initial: Line, count: int) -> Iterator[tuple[tuple[str, str], Floats]]:
+    """(subset, measure) -> its values over the resamples [R]; equal items for all models."""
+    for name, found in values(line, initial).items():
+        known, code = np.unique(found.item, return_inverse=True)
+        drawn = resamples(len(known), count, np.random.default_rng(0))
+        for subset, some in subsets(found.language):
+            yield (subset, name), resampled(found, some, drawn, code)
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """All rows, one a line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row.__annotations__)
+        writer.writerows(vars(row).values() for row in rows)
+
+
+def show(rows: Sequence[Row], subset: str = "all") -> None:
+    """Print each measure: selections down; the value, and differences with intervals across."""
+    table = {(row.scenario, row.selection, row.measure, row.beyond): row for row in rows
+             if row.subset == subset}
+    for name in (REWARD, LIKELIER, MARGIN, TAX):
+        print(f"| {name}, {subset} | selection | seeds | bad labels | value | "
+              + " | ".join(f"less {other}" for other in COMPARED) + " |")
+        print("|---" * 7 + "|")
+        for scenario, selection in dict.fromkeys((row.scenario, row.selection) for row in rows):
+            row = table.get((scenario, selection, name, ""))
+            if row is None or (scenario == INITIAL and name != LIKELIER):
+                continue
+            others = [table.get((scenario, selection, name, other)) for other in COMPARED]
+            print(f"| {scenario} | {selection} | {row.seeds} | "
+                  + ("-" if np.isnan(row.bad) else f"{row.bad:.0%}") + f" | {row.value:.3f} | "
+                  + " | ".join(map(_difference, others)) + " |")
+        print()
+
+
+def _difference(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    value = f"{row.value:+.3f}"
+    value = f"**{value}**" if row.low > 0 or row.high < 0 else value
+    return f"{value} [{row.low:+.3f}, {row.high:+.3f}]"
+
+
+def main() -> None:
+    """Print the tables of these cells, and write all numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cells", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--subsets", nargs="+", default=["all", "seen", "unseen"])
+    args = parser.parse_args()
+    lines = read_lines(args.cells)
+    if any(line["setup"] != lines[0]["setup"] for line in lines):
+        parser.error("the cells are not of one setting")
+    rows = measure(lines)
+    if args.out:
+        write(args.out, rows)
+    for subset in args.subsets:
+        show(rows, subset)
+
+
+if __name__ == "__main__":
+    main()

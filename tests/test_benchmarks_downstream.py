@@ -1,0 +1,186 @@
+"""The benchmark of models that learned from selected pairs: its data, selections and measures."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+import downstream
+import downstream_plan as plan
+import downstream_tables as tables
+from conflicts import LANGUAGES
+from downstream_data import SCENARIOS, SEEN, UNSEEN, HeldOut, parts_of_bundled
+from scenarios import Pool
+from test_benchmarks_detection import rows_of_a_pool, sketches_of
+
+from congrad_cli.store import GradientStore
+
+POOL = Pool([row for row in rows_of_a_pool(core=20, extra=160) if row["language"] in SEEN])
+
+
+def line(scenario, selection, seed, pairs, texts, **more):
+    """A cell as the benchmark writes it."""
+    return {"scenario": scenario, "selection": selection, "seed": seed, "bad": 0.0, "kept": 1,
+            "pairs": pairs, "texts": texts} | more
+
+
+def initial(pairs=4):
+    """Of two paragraphs in two languages, one of them unseen."""
+    items = ["a", "a", "b", "b"] * (pairs // 4)
+    return line(tables.INITIAL, "", 0, [[-10.0, -20.0]] * pairs, [-30.0, -10.0],
+                languages=["en", "ko"] * (pairs // 2), items=items,
+                pair_tokens=[[5, 10]] * pairs, text_languages=["en", "ko"],
+                text_items=["c", "c"], text_tokens=[30, 10])
+
+
+def found(rows, **wanted):
+    """The one row that has these values."""
+    (row,) = [row for row in rows if all(getattr(row, name) == value
+                                         for name, value in wanted.items())]
+    return row
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return parts_of_bundled(("en", "de", "ja"), 10, 4)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    _, sketches = sketches_of(POOL)
+    return {name: plan.make(POOL, sketches, name, 3) for name in SCENARIOS}
+
+
+def test_no_paragraph_and_no_unseen_language_is_in_training_and_held_out(bundled):
+    trained = {row["item"] for row in bundled.pool.rows}
+    measured = {row["item"] for row in bundled.held_out.pairs}
+    assert len(trained) == 10 and len(measured) == 4 and not trained & measured
+    assert {row["language"] for row in bundled.pool.rows} == {"en", "de"}
+    assert Counter(row["language"] for row in bundled.held_out.pairs) == {
+        "en": 4, "de": 4, "ja": 4}
+
+
+def test_unseen_languages_are_in_no_draw(drawn):
+    names = {row["id"]: row["language"] for row in POOL.rows}
+    for one in drawn.values():
+        assert {names[name] for name in one.ids} == set(SEEN)
+    assert set(SEEN) | set(UNSEEN) == set(LANGUAGES)
+
+
+def test_all_selections_but_all_data_have_half_of_the_pairs(drawn):
+    for one in drawn.values():
+        count = len(one.ids)
+        for name, kept in one.kept.items():
+            assert len(set(kept)) == len(kept) == (count if name == plan.ALL else count // 2)
+        assert set(one.kept) == set(plan.SELECTIONS)
+
+
+def test_right_labels_have_no_bad_one_and_congrad_has_fewer_than_a_random_half(drawn):
+    for name in ("swapped-20", "adversarial-1"):
+        one = drawn[name]
+        assert one.bad(plan.ORACLE) == 0
+        assert one.bad("congrad half") < one.bad(plan.RANDOM) / 2
+    assert drawn["clean"].bad(plan.ALL) == 0
+
+
+def test_half_of_the_languages_prefer_the_opposite(drawn):
+    one = drawn["opposed-length"]
+    known = {row["id"]: row for row in POOL.rows}
+    turned = {known[name]["language"]: turn for name, turn in zip(one.ids, one.turned, strict=True)
+              if known[name]["kind"] == "length"}
+    assert sorted(turned.values()) == [False] * 5 + [True] * 5
+
+
+def test_turned_labels_are_turned_in_what_is_trained_on(drawn):
+    one = drawn["swapped-20"]
+    rows = one.rows(POOL, plan.ALL)
+    for row, turned in zip(rows, one.turned, strict=True):
+        assert row["chosen"].startswith("bad" if turned else "good")
+        assert row["rejected"].startswith("good" if turned else "bad")
+
+
+def test_a_plan_that_was_written_is_read_again(drawn, tmp_path):
+    whole = {name: {"3": one} for name, one in drawn.items()}
+    plan.write(tmp_path / "plan.json", whole)
+    assert plan.read(tmp_path / "plan.json") == whole
+
+
+def test_measures_of_one_model_are_those_of_its_log_probabilities():
+    model = line("swapped-20", "all data", 0,
+                 [[-9.0, -20.0], [-11.0, -20.0], [-10.0, -20.0], [-9.0, -30.0]], [-33.0, -10.0])
+    rows = tables.measure([initial(), model], count=5)
+    of = {"scenario": "swapped-20", "beyond": ""}
+    # rewards are +1, -1, 0 and +11 times beta: right, wrong, a tie, right
+    assert found(rows, **of, subset="all", measure=tables.REWARD).value == pytest.approx(2.5 / 4)
+    assert found(rows, **of, subset="seen", measure=tables.REWARD).value == pytest.approx(1.5 / 2)
+    assert found(rows, **of, subset="ko", measure=tables.REWARD).value == pytest.approx(1 / 2)
+    assert found(rows, **of, subset="all", measure=tables.MARGIN).value == pytest.approx(
+        0.1 * 11 / 4)
+    # per token: -1.8 against -2, -2.2 against -2, a tie, -1.8 against -3
+    assert found(rows, **of, subset="all", measure=tables.LIKELIER).value == pytest.approx(2.5 / 4)
+    # 3 nats lost over 40 tokens
+    assert found(rows, **of, subset="all", measure=tables.TAX).value == pytest.approx(3 / 40)
+
+
+def test_differences_are_paired_over_seeds_and_over_items():
+    rng = np.random.default_rng(0)
+    lines = [initial(40)]
+    for seed in range(3):
+        base = rng.normal(-15, 5, (40, 2))
+        lines.append(line("clean", "all data", seed, base.tolist(), [-30.0, -10.0]))
+        if seed < 2:  # the winner is likelier by 1 in every pair, whatever else varies
+            lines.append(line("clean", "congrad half", seed, (base + np.array([1, 0])).tolist(),
+                              [-30.0, -10.0]))
+    rows = tables.measure(lines, count=50)
+    difference = found(rows, selection="congrad half", subset="all", measure=tables.MARGIN,
+                       beyond="all data")
+    assert difference.seeds == 2
+    for value in (difference.value, difference.low, difference.high):
+        assert value == pytest.approx(0.1)
+    alone = found(rows, selection="congrad half", subset="all", measure=tables.MARGIN, beyond="")
+    assert alone.high - alone.low > 0.05
+
+
+def test_a_line_that_was_cut_off_counts_as_not_there(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    path.write_text(json.dumps(initial()) + "\n" + json.dumps(initial())[:50])
+    assert tables.read_lines([path]) == [initial()]
+
+
+def test_what_follows_a_line_that_was_cut_off_is_whole(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    first = line("clean", "all data", 0, [], [], setup={})
+    path.write_text(json.dumps(first) + "\n" + '{"scenario": "cl')
+    downstream.Cells(path, {}).add(first | {"seed": 1})
+    assert tables.read_lines([path]) == [first, first | {"seed": 1}]
+
+
+def test_cells_of_another_setting_are_refused(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    cells = downstream.Cells(path, {"learning_rate": 1.0})
+    cells.add(line("clean", "all data", 0, [], []))
+    assert ("clean", "all data", 0) in downstream.Cells(path, {"learning_rate": 1.0})
+    with pytest.raises(SystemExit, match=r"learning_rate': 1\.0"):
+        downstream.Cells(path, {"learning_rate": 2.0})
+
+
+@pytest.mark.slow
+def test_the_smallest_setting_weighs_as_sketches_do_and_runs_once(tmp_path, capsys):
+    downstream.main(["--smoke", "--work", str(tmp_path)])
+    cells = (tmp_path / "cells.jsonl").read_bytes()
+    lines = tables.read_lines([tmp_path / "cells.jsonl"])
+    assert len(lines) == 4
+    assert all(one["pairs"] != lines[0]["pairs"] for one in lines[1:])
+    assert (tmp_path / "cells.csv").exists()
+    store = GradientStore.open(tmp_path / "smoke.congrad")
+    pairs = [json.loads(row) for row in (tmp_path / "pool.jsonl").open(encoding="utf-8")]
+    again = downstream.weigh(str(downstream.TINY), HeldOut(pairs, []))
+    assert again["pair_tokens"] == store.column("tokens")[:, 1:].tolist()
+    np.testing.assert_allclose(again["pairs"], store.column("logp"), atol=1e-2)
+    downstream.main(["--smoke", "--work", str(tmp_path)])
+    assert (tmp_path / "cells.jsonl").read_bytes() == cells
+    assert "congrad half" in capsys.readouterr().out
