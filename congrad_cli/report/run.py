@@ -46,7 +46,8 @@ def _of_run(path: Path, shown: int, progress: Progress) -> Any:
     rule = rule_of(store)
     settings = FilterSettings() if rule is None else settings_of(rule)
     report = store_report(store, settings, shown, progress)
-    return replace(report, title=f"{path.resolve().name}: {report.title}", curves=curves(rounds),
+    last = f"{path.resolve().name}, round {store.parent.parent.name.rpartition('-')[2]}"
+    return replace(report, title=last, curves=curves(rounds),
                    rounds=rounds_table(rounds))
 
 
