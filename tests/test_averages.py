@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from synthetic import digests_of, memory_store, normalised
 
+from congrad_cli.block_sums import block_sums
 from congrad_cli.consensus.averages import averages, geometric_median
-from congrad_cli.consensus.blocks import block_products, block_sums, deal, most_blocks
+from congrad_cli.consensus.blocks import block_products, deal, most_blocks
 from congrad_cli.consensus.part import take_part
 from congrad_cli.consensus.run import run
 from congrad_cli.consensus.solver import pcgrad, random_orders, solve

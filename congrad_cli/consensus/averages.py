@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from congrad_cli.block_sums import BlockSums, block_sums
 from congrad_cli.consensus.blocks import (
-    BlockSums,
     Deal,
     block_products,
-    block_sums,
     deal,
     most_blocks,
 )

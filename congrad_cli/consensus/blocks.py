@@ -1,4 +1,4 @@
-"""Sums over random blocks of every group's pairs: one pass over the store, and their products.
+"""Random blocks of every group's pairs, and the products of their sums.
 
 A group's gradient is the sum of its blocks'. How much blocks differ says how sure the gradient
 is, and products of different blocks are free of the noise that a gradient's own square has.
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.products import row_squares, with_copies
-from congrad_cli.store import GradientStore
+from congrad_cli.block_sums import BlockSums
 from congrad_cli.weights import Floats
 
 BLOCKS = 32
@@ -18,8 +17,6 @@ ROOM = 1 << 29
 """Bytes that the sums of all blocks may take."""
 ALTOGETHER = 4096
 """Blocks of all groups together, whose products are kept."""
-CACHED = 1 << 20
-"""So many numbers are decoded at a time: few enough to stay in the processor's caches."""
 COLUMNS = 2048
 """Numbers of every sum multiplied at a time."""
 
@@ -39,19 +36,6 @@ class Deal:
     def groups(self) -> NDArray[np.int64]:
         """The group of every block, [K]."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
-
-
-@dataclass(frozen=True)
-class BlockSums:
-    """Of K blocks: ``unit`` [K] times ``sums`` [K, D] is the sum of their pairs' terms.
-
-    ``unit`` is a power of two near the block's largest term: float32 ends where gradients of good
-    models begin. ``excess`` [K, r] is what decoding adds to a sum's square, by sub-sketch.
-    """
-
-    sums: NDArray[np.float32]
-    unit: Floats
-    excess: Floats
 
 
 def most_blocks(groups: int, dim: int) -> int:
@@ -82,37 +66,6 @@ def deal(
     block = np.empty(len(label), np.int64)
     block[order] = first[sorted_label] + rank % size[sorted_label]
     return Deal(block, first)
-
-
-def block_sums(
-    store: GradientStore, block: NDArray[np.int64], count: int, terms: Floats
-) -> BlockSums:
-    """The sums of ``terms`` [N] times the store's rows over each of ``count`` blocks.
-
-    Float32, row by row in row order: beside decoding a row, adding it to its block costs little.
-    """
-    codec, dim = store.header.codec, store.header.dim
-    largest = np.zeros(count)
-    np.maximum.at(largest, block, np.abs(terms))
-    unit = np.ldexp(1.0, np.frexp(np.where(largest > 0, largest, 1.0))[1])
-    weight = (terms / unit[block]).astype(np.float32)
-    sums = np.zeros((count, dim), np.float32)
-    excess = np.zeros((count, codec.width))
-    spare = np.empty(dim, np.float32)
-    twice = terms * with_copies(store, block, terms)
-    begin = 0
-    for rows in store.blocks(max(CACHED // dim, 1)):
-        here = slice(begin, begin + len(rows.row))
-        begin = here.stop
-        if not codec.exact:
-            squares = row_squares(rows.direction, codec)
-            np.add.at(excess, block[here], twice[here, None] * squares.excess)
-        for place, row, own in zip(
-            block[here].tolist(), rows.direction, weight[here], strict=True
-        ):
-            np.multiply(row, own, out=spare)
-            np.add(sums[place], spare, out=sums[place])
-    return BlockSums(sums, unit, excess)
 
 
 def block_products(found: BlockSums) -> Floats:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from congrad_cli.consensus.blocks import BlockSums, block_sums
+from congrad_cli.block_sums import BlockSums, block_sums
 from congrad_cli.products import gramian
 from congrad_cli.store import GradientStore
 from congrad_cli.weights import Floats, Members

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from congrad_cli.block_sums import block_sums
 from congrad_cli.filter.target import Target
 from congrad_cli.products import gramian
 from congrad_cli.settings import ConsensusSettings
@@ -32,14 +33,7 @@ def count_conflicts(
 def _group_gradients(store: GradientStore, settings: ConsensusSettings) -> Floats:
     """G of the data's groups, [L, D]. Products of different groups hold no row twice, so what
     decoding adds does not matter here."""
-    count = len(store.groups)
-    belong = members(store, store.column("group"), count, settings)
-    terms = belong.scale * belong.share
-    largest = np.abs(terms).max(initial=0) or 1.0  # gradients may be as small as float32 goes
-    total = np.zeros((count, store.header.dim))
-    for block in store.blocks():
-        part = block.place
-        picks = np.zeros((count, len(part)), np.float32)
-        picks[belong.label[part], np.arange(len(part))] = terms[part] / largest
-        total += picks @ block.direction
-    return total
+    label, count = store.column("group"), len(store.groups)
+    belong = members(store, label, count, settings)
+    found = block_sums(store, label.astype(np.int64), count, belong.scale * belong.share)
+    return found.unit[:, None] * found.sums

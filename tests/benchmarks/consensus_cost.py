@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from congrad_cli.block_sums import block_sums
 from congrad_cli.consensus.averages import averages
-from congrad_cli.consensus.blocks import block_sums, deal, most_blocks
+from congrad_cli.consensus.blocks import deal, most_blocks
 from congrad_cli.consensus.run import run
 from congrad_cli.consensus.solver import solve
 from congrad_cli.errors import NumericsError
