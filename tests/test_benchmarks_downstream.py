@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,24 @@ def test_all_selections_but_all_data_have_half_of_the_pairs(drawn):
         for name, kept in one.kept.items():
             assert len(set(kept)) == len(kept) == (count if name == plan.ALL else count // 2)
         assert set(one.kept) == set(plan.SELECTIONS)
+
+
+def test_what_was_added_is_of_the_same_draws(drawn):
+    _, sketches = sketches_of(POOL)
+    for name, first in drawn.items():
+        added = plan.make(POOL, sketches, name, 3, added=True)
+        half = set(added.kept["congrad half, unit"])
+        above = set(added.kept[plan.DEFAULT])
+        assert half <= above or above <= half  # one order, two places to cut
+        again = replace(first, kept=dict(first.kept))
+        (both,) = plan.merge({name: {"3": again}}, {name: {"3": added}})[name].values()
+        assert set(both.kept) == {*plan.SELECTIONS, *plan.ADDED}
+
+
+def test_plans_of_different_draws_are_refused(drawn):
+    one, other = drawn["swapped-20"], drawn["adversarial-1"]
+    with pytest.raises(SystemExit, match="swapped-20, seed 3"):
+        plan.merge({"swapped-20": {"3": one}}, {"swapped-20": {"3": other}})
 
 
 def test_right_labels_have_no_bad_one_and_congrad_has_fewer_than_a_random_half(drawn):

@@ -216,12 +216,16 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 def planned(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, plan.Drawn]]:
     """The selections, as they were first made."""
-    path = bench.work / "plan.json"
-    if not path.exists():
-        names = args.scenarios if args.smoke else SCENARIOS
-        plan.write(path, plan.make_all(bench.parts.pool, sketched(bench, args), names, args.seeds))
-    print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}", flush=True)
-    found = plan.read(path)
+    names = args.scenarios if args.smoke else SCENARIOS
+    plans, sketches = [], None
+    for added, path in enumerate((bench.work / "plan.json", bench.work / "plan-added.json")):
+        if not path.exists():
+            sketches = sketches or sketched(bench, args)
+            plan.write(path, plan.make_all(
+                bench.parts.pool, sketches, names, args.seeds, bool(added)))
+        print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}", flush=True)
+        plans.append(plan.read(path))
+    found = plan.merge(*plans)
     if any(str(seed) not in found.get(scenario, {}) for scenario, _, seed in wanted(args)):
         raise SystemExit(f"{path} was made for fewer seeds or scenarios; take another --work")
     return found
@@ -269,8 +273,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--selections", nargs="+", choices=plan.SELECTIONS,
-                        default=list(plan.SELECTIONS))
+    parser.add_argument("--selections", nargs="+", choices=(*plan.SELECTIONS, *plan.ADDED),
+                        default=[*plan.SELECTIONS, *plan.ADDED])
     parser.add_argument("--held-out", type=int, default=400, help="pairs of each language")
     parser.add_argument("--texts", type=int, default=40, help="texts of each language")
     parser.add_argument("--steps", type=int, default=32)
