@@ -164,6 +164,33 @@ def test_differences_are_paired_over_seeds_and_over_items():
     assert alone.high - alone.low > 0.05
 
 
+def test_scenarios_with_bad_labels_are_pooled_over_the_seeds_that_all_have():
+    def cell(scenario, seed, gain):
+        pairs = [[-10.0 + gain, -20.0]] * 4
+        return line(scenario, "all data", seed, pairs, [-30.0, -10.0]) | {"bad": gain / 10}
+
+    lines = [initial(), cell("swapped-20", 0, 1), cell("adversarial-1", 0, 3),
+             cell("swapped-20", 1, 9), cell("clean", 0, 7)]
+    rows = tables.measure(lines, count=5)
+    pooled = found(rows, scenario=tables.POOLED, subset="all", measure=tables.MARGIN, beyond="")
+    assert pooled.seeds == 1
+    assert pooled.value == pytest.approx(0.1 * 2)
+    assert pooled.bad == pytest.approx(0.2)
+
+
+def test_the_printed_tables_have_the_measured_numbers(capsys):
+    lines = [initial()] + [
+        line("swapped-20", name, 0, [[-10.0 + gain, -20.0]] * 4, [-30.0, -10.0 - gain])
+        for name, gain in (("all data", 1), ("random half", -1))]
+    tables.show(tables.measure(lines, count=5))
+    head, _, first, second = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert head.startswith("| swapped-20 | seeds | bad labels | reward accuracy | ")
+    assert first == ("| all data | 1 | 0% | 1.000 | - | **+1.000** [+1.000, +1.000] | "
+                     "**+1.000** [+1.000, +1.000] | - | 0.100 | - |")
+    assert second == ("| random half | 1 | 0% | 0.000 | **-1.000** [-1.000, -1.000] | - | - | "
+                      "**-1.000** [-1.000, -1.000] | -0.100 | **-0.050** [-0.050, -0.050] |")
+
+
 def test_a_line_that_was_cut_off_counts_as_not_there(tmp_path):
     path = tmp_path / "cells.jsonl"
     path.write_text(json.dumps(initial()) + "\n" + json.dumps(initial())[:50])

@@ -26,9 +26,21 @@ COMPARED = ("all data", "random half")
 REWARD, LIKELIER, MARGIN, TAX = ("reward accuracy", "log-prob accuracy", "reward margin",
                                  "text loss change")
 BETA, RESAMPLES = 0.1, 1000
+CLEAN, POOLED = "clean", "mean of the scenarios with bad labels"
+COLUMNS = (
+    ("all", REWARD, ""), ("all", REWARD, "all data"), ("all", REWARD, "random half"),
+    ("unseen", REWARD, "random half"), ("all", LIKELIER, "all data"), ("all", MARGIN, ""),
+    ("all", TAX, "all data"),
+)
+"""What a printed table has: languages, measure, and what it is less of."""
 
 Line = dict[str, Any]
 Floats = np.ndarray
+Name = tuple[str, str]
+Bad = defaultdict[Name, dict[int, float]]
+"""Scenario and selection -> seed -> share of bad labels."""
+Parts = defaultdict[Name, defaultdict[Name, dict[int, Floats]]]
+"""Scenario and selection -> subset and measure -> seed -> resampled values [R]."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +118,15 @@ def resampled(found: Weighed, some: Floats, drawn: Floats, code: Floats) -> Floa
 def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
     """Every measure of all selections, and its differences."""
     initial = next(line for line in lines if line["scenario"] == INITIAL)
-    bad: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    parts: dict[tuple[str, str], dict[tuple[str, str], dict[int, Floats]]] = defaultdict(
-        lambda: defaultdict(dict))
+    bad: Bad = defaultdict(dict)
+    parts: Parts = defaultdict(lambda: defaultdict(dict))
     once = {(line["scenario"], line["selection"], line["seed"]): line for line in lines}
     for line in once.values():
         name = line["scenario"], line["selection"]
         bad[name][line["seed"]] = line.get("bad", float("nan"))
         for key, mean in one_model(line, initial, count):
             parts[name][key][line["seed"]] = mean
+    pool(parts, bad)
     seeds = sorted({line["seed"] for line in lines})
     drawn = resamples(len(seeds), count, np.random.default_rng(1))
     rows = []
@@ -131,6 +143,28 @@ def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
                                 float(np.mean([bad[name][seed] for seed in both])),
                                 *interval(mean)))
     return rows
+
+
+def pool(parts: Parts, bad: Bad) -> None:
+    """Add the mean over all scenarios with bad labels, of the selections and seeds that all have.
+
+    Items and seeds are drawn for all scenarios together.
+    """
+    scenarios = dict.fromkeys(name[0] for name in parts if name[0] not in (INITIAL, CLEAN))
+    for selection in dict.fromkeys(name[1] for name in parts):
+        names = [(scenario, selection) for scenario in scenarios]
+        if len(names) < 2 or any(name not in parts for name in names):
+            continue
+        shared = set.intersection(*(set(bad[name]) for name in names))
+        if not shared:
+            continue
+        pooled = POOLED, selection
+        bad[pooled] = {seed: float(np.mean([bad[name][seed] for name in names]))
+                       for seed in shared}
+        for key in parts[names[0]]:
+            parts[pooled][key] = {
+                seed: np.mean([parts[name][key][seed] for name in names], axis=0)
+                for seed in shared}
 
 
 def one_model(line: Line, initial: Line, count: int) -> Iterator[tuple[tuple[str, str], Floats]]:
@@ -150,28 +184,40 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(vars(row).values() for row in rows)
 
 
-def show(rows: Sequence[Row], subset: str = "all") -> None:
-    """Print each measure: selections down; the value, and differences with intervals across."""
-    table = {(row.scenario, row.selection, row.measure, row.beyond): row for row in rows
-             if row.subset == subset}
-    for name in (REWARD, LIKELIER, MARGIN, TAX):
-        print(f"| {name}, {subset} | selection | seeds | bad labels | value | "
-              + " | ".join(f"less {other}" for other in COMPARED) + " |")
-        print("|---" * 7 + "|")
-        for scenario, selection in dict.fromkeys((row.scenario, row.selection) for row in rows):
-            row = table.get((scenario, selection, name, ""))
-            if row is None or (scenario == INITIAL and name != LIKELIER):
-                continue
-            others = [table.get((scenario, selection, name, other)) for other in COMPARED]
-            print(f"| {scenario} | {selection} | {row.seeds} | "
-                  + ("-" if np.isnan(row.bad) else f"{row.bad:.0%}") + f" | {row.value:.3f} | "
-                  + " | ".join(map(_difference, others)) + " |")
+def show(rows: Sequence[Row]) -> None:
+    """Print a table for each scenario: selections down, measures across."""
+    table = {(row.scenario, row.selection, row.subset, row.measure, row.beyond): row
+             for row in rows}
+    for scenario in dict.fromkeys(row.scenario for row in rows):
+        if scenario == INITIAL:
+            first = table[INITIAL, "", "all", LIKELIER, ""]
+            print(f"initial model: {LIKELIER} {first.value:.3f}\n")
+            continue
+        print(f"| {scenario} | seeds | bad labels | " + " | ".join(map(_title, COLUMNS)) + " |")
+        print("|---" * (3 + len(COLUMNS)) + "|")
+        for selection in dict.fromkeys(row.selection for row in rows if row.scenario == scenario):
+            first = table[scenario, selection, "all", REWARD, ""]
+            cells = [_cell(table.get((scenario, selection, *column)), column[2])
+                     for column in COLUMNS]
+            print(f"| {selection} | {first.seeds} | "
+                  + ("-" if np.isnan(first.bad) else f"{first.bad:.0%}") + " | "
+                  + " | ".join(cells) + " |")
         print()
 
 
-def _difference(row: Row | None) -> str:
+def _title(column: tuple[str, str, str]) -> str:
+    subset, measure, beyond = column
+    return (measure + ("" if subset == "all" else f", {subset} languages")
+            + (f", less {beyond}" if beyond else ""))
+
+
+def _cell(row: Row | None, beyond: str) -> str:
     if row is None:
         return "-"
+    return _difference(row) if beyond else f"{row.value:.3f}"
+
+
+def _difference(row: Row) -> str:
     value = f"{row.value:+.3f}"
     value = f"**{value}**" if row.low > 0 or row.high < 0 else value
     return f"{value} [{row.low:+.3f}, {row.high:+.3f}]"
@@ -182,7 +228,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cells", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--subsets", nargs="+", default=["all", "seen", "unseen"])
     args = parser.parse_args()
     lines = read_lines(args.cells)
     if any(line["setup"] != lines[0]["setup"] for line in lines):
@@ -190,8 +235,7 @@ def main() -> None:
     rows = measure(lines)
     if args.out:
         write(args.out, rows)
-    for subset in args.subsets:
-        show(rows, subset)
+    show(rows)
 
 
 if __name__ == "__main__":
