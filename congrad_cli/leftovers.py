@@ -1,4 +1,4 @@
-"""Files in a store's folder that are not the store's: temporary ones of killed runs, and others."""
+"""Which files in a store's folder are the store's, and which are not: temporary ones, others."""
 
 import os
 import re
@@ -37,6 +37,15 @@ def foreign_files(path: Path) -> Iterator[Path]:
         known = any(fnmatchcase(name, pattern) for pattern in KNOWN)
         if not known and not _TEMPORARY.fullmatch(place.name):
             yield place
+
+
+def store_of(place: Path) -> Path | None:
+    """The store that a file of this name is a part of, if it is of one."""
+    for path in place.parents[:2]:
+        name = place.relative_to(path).as_posix()
+        if (path / "store.json").is_file() and any(fnmatchcase(name, one) for one in KNOWN):
+            return path
+    return None
 
 
 def _files(path: Path) -> Iterator[Path]:

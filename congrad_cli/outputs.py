@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from congrad_cli.claims import NO_RESOURCES, temporary_name
 from congrad_cli.errors import UsageError
+from congrad_cli.leftovers import store_of
 
 TABLES = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx")
 
@@ -36,6 +37,14 @@ def check_output(option: str, path: Path) -> None:
     if whole.is_dir() or not whole.parent.is_dir():
         raise UsageError(f"{option} {path}: cannot be written; is it a folder, or in one that is "
                          "missing?")
+    check_not_of_store(option, path)
+
+
+def check_not_of_store(option: str, path: Path) -> None:
+    """Raise :class:`UsageError` where the output would replace what a store is made of."""
+    if (store := store_of(path.resolve())) is not None:
+        raise UsageError(f"{option} {path}: this is a file of the store {store}.",
+                         "name another file; nothing may be written over a store")
 
 
 @contextmanager

@@ -201,3 +201,20 @@ def test_stdout_is_for_kept_lines_alone(name, store, forked_congrad):
         done = forked_congrad("filter", store, option, name)
         assert done.returncode == 2, done.stderr.decode()
         assert f"{option} {name}: stdout is for kept lines alone".encode() in done.stderr
+
+
+def test_no_output_replaces_a_file_of_a_store(store, forked_congrad):
+    shard = next((store / "shards").iterdir())
+    before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
+    for command in (
+        ("filter", store, "-o", shard),
+        ("filter", store, "--scores", store / "store.json"),
+        ("filter", store, "--summary", store / "consensus" / "default.safetensors"),
+        ("report", store, "-o", store / "index.safetensors"),
+    ):
+        done = forked_congrad(*command)
+        assert done.returncode == 2, done.stderr.decode()
+        assert f"is a file of the store {store.resolve()}".encode() in done.stderr
+    assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
+    done = forked_congrad("filter", store, "-o", store / "kept.jsonl")  # beside them is fine
+    assert done.returncode == 0, done.stderr.decode()

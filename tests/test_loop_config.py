@@ -180,6 +180,8 @@ def test_a_number_is_finite(write, value):
     (["judge.kind=endpoint"], "needs a server"),
     (["judge.kind=endpoint", "judge.backend.kind=openai", "judge.backend.serve=x"],
      "needs a server"),
+    (["judge.kind=endpoint", "judge.backend.kind=openai", "judge.backend.url=http://h/v1"],
+     "set judge.backend.model"),
     (["judge.kind=implicit-reward"], "needs judge.reference"),
     (["judge.reference=a/b"], "judge.reference does nothing"),
     (["judge.kind=log-prob", "judge.backend.kind=openai", "judge.backend.url=http://h/v1"],
@@ -204,7 +206,8 @@ def test_values_that_make_no_sense_together_are_refused(write, changes, said):
 
 def test_a_judge_of_its_own_back_end_is_taken(write):
     config = read_config(write(MINIMAL + (
-        '[judge]\nkind = "endpoint"\n[judge.backend]\nkind = "openai"\nurl = "http://h:1/v1"\n')))
+        '[judge]\nkind = "endpoint"\n[judge.backend]\nkind = "openai"\nurl = "http://h:1/v1"\n'
+        'model = "m"\n')))
     assert config.judge.backend.url == "http://h:1/v1"
     assert config.backend.kind == "transformers"
 

@@ -180,6 +180,9 @@ def _check_judge(config: LoopConfig) -> None:
     if judge.kind == "endpoint" and (backend.kind != "openai" or backend.url is None):
         raise UsageError('judge.kind = "endpoint" needs a server.',
                          '[judge.backend] with kind = "openai" and url = "http://HOST:PORT/v1"')
+    if judge.kind == "endpoint" and backend.model is None:  # else each round's path would be sent
+        raise UsageError('judge.kind = "endpoint" needs the name of the model that judges.',
+                         "set judge.backend.model to one that the server has")
     if judge.kind == "implicit-reward" and judge.reference is None:
         raise UsageError(
             'judge.kind = "implicit-reward" needs judge.reference.',

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from congrad_cli.errors import UsageError
-from congrad_cli.outputs import whole_file
+from congrad_cli.outputs import check_not_of_store, whole_file
 from congrad_cli.progress import Progress
 from congrad_cli.report.gather import store_report
 from congrad_cli.report.page import page
@@ -28,6 +28,7 @@ def write_report(
     path: Path, output: Path, settings: FilterSettings, shown: int, progress: Progress
 ) -> None:
     """Write the report of the store or run at ``path``, with ``shown`` examples of each kind."""
+    check_not_of_store("--output", output)
     if is_run(path):
         report = _of_run(path, shown, progress)
     else:
