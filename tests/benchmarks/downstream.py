@@ -22,16 +22,16 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import downstream_plan as plan
 import downstream_tables as tables
 import numpy as np
-from downstream_data import SCENARIOS, HeldOut, Parts, parts_of_bundled, parts_of_text
+from downstream_data import SCENARIOS, SEEN, HeldOut, Parts, parts_of_bundled, parts_of_text
 from finders import Sketches, read_sketches
-from scenarios import Row, read_rows
+from scenarios import Pool, Row, read_rows
 
 TINY = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-model"
 BATCH, DEVICE_BATCH, BETA, MAX_LENGTH = 8, 4, 0.1, 512
@@ -254,7 +254,7 @@ def sketched(bench: Bench, args: argparse.Namespace) -> Sketches:
         sketch(bench, args.store)
         return read_sketches(GradientStore.open(args.store))
     whole = read_sketches(GradientStore.open(args.store))
-    place = {row["id"]: number for number, row in enumerate(read_rows(args.pool))}
+    place = {row["id"]: number for number, row in enumerate(read_rows(args.draw_from or args.pool))}
     if len(place) != len(whole.norm):
         raise SystemExit(f"the store has {len(whole.norm)} of {len(place)} pairs")
     at = np.array([place[row["id"]] for row in bench.parts.pool.rows])
@@ -268,6 +268,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, help="else WORK/cells.jsonl")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--pool", type=Path)
+    parser.add_argument("--draw-from", type=Path, metavar="POOL",
+                        help="a level of the pool, where the store has no more")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--seeds", type=int, default=5)
@@ -299,6 +301,9 @@ def main(words: list[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     parts = parts_of_bundled(SMOKE, 10, 4) if args.smoke else parts_of_text(
         args.text, read_rows(args.pool), args.held_out, args.texts)
+    if args.draw_from:
+        parts = replace(parts, pool=Pool([
+            row for row in read_rows(args.draw_from) if row["language"] in SEEN]))
     bench = Bench(parts, args.model, args.work, args.steps)
     if args.sweep:
         sweep(bench, args.sweep)
