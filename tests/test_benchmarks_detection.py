@@ -1,7 +1,10 @@
 """The benchmark of finders: its measures, its draws, and that it asks congrad what it says."""
 
+import csv
+import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,12 @@ from congrad_cli.consensus.solver import solve
 from congrad_cli.demo import auroc as plain_auroc
 from congrad_cli.direction import Consensus
 from congrad_cli.filter.scores import pair_scores
+from congrad_cli.progress import Silent
+from congrad_cli.records.record import DataFile
+from congrad_cli.settings import RecordSettings, SketchSettings
+from congrad_cli.sketch.index import index_data
+from congrad_cli.sketch.run import run
+from congrad_cli.store import GradientStore
 from congrad_cli.weights import members
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
@@ -27,7 +36,9 @@ from finders import (
     find,
     read_sketches,
 )
+from layout_detection import laid_out, table, unit_cosines
 from measures import auroc, interval, over_seeds, precision, resamples, within
+from sample_pool import BUNDLED
 from scenarios import SCENARIOS, Pool, as_data, draw
 
 RNG = np.random.default_rng(5)
@@ -193,3 +204,33 @@ def test_every_finder_is_measured_in_every_kind_of_scenario():
         assert found[DEFAULT].value > 0.95
         assert found["mean, unit, item left out"].value > 0.9
         assert all(0.2 < found[one].value < 0.8 for one in ("margin", "length", "random"))
+
+
+def test_a_noisy_layout_finds_less_than_the_store_and_the_same_one_as_much(tmp_path, capsys):
+    rows, stored = sketches_of(POOL)
+    noisy = rows + 0.5 * np.random.default_rng(1).standard_normal(rows.shape)
+    layouts = {"store": stored, "again": stored,
+               "noisy": replace(stored, cosine=unit_cosines(noisy))}
+    table(POOL, layouts, ["mean, unit"], ["swapped-20"], 2, tmp_path / "x.csv")
+    lines = list(csv.DictReader((tmp_path / "x.csv").open(encoding="utf-8")))
+    beyond = {one["layout"]: one for one in lines if one["measure"] == "beyond"}
+    assert float(beyond["again"]["low"]) == float(beyond["again"]["high"]) == 0
+    assert float(beyond["noisy"]["high"]) < 0
+    assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
+
+
+def test_exact_gradients_and_other_layouts_stand_at_the_place_of_their_pair(tmp_path):
+    lines = BUNDLED.read_bytes().splitlines(keepends=True)[:4]
+    (tmp_path / "data.jsonl").write_bytes(b"".join(lines))
+    names = [json.loads(line)["id"] for line in lines]
+    wanted = {name: 2 - place for place, name in enumerate(names[:3])}  # turned, and one left out
+    like = Sketches(np.eye(3), np.ones(3), np.zeros((3, 2)), np.ones((3, 3), np.int32))
+    model = BUNDLED.parent / "tiny-model"
+    laid = laid_out(str(model), tmp_path / "data.jsonl", wanted, like, exact=True)
+    settings = SketchSettings(model=str(model), device="cpu", threads=1, store_dtype="float16")
+    index = index_data([DataFile("data.jsonl", tmp_path / "data.jsonl")], RecordSettings())
+    run(index, tmp_path / "store", settings, Silent())
+    store = read_sketches(GradientStore.open(tmp_path / "store")).cosine[:3, :3][::-1, ::-1]
+    np.testing.assert_allclose(laid["exact gradients"].cosine, store, atol=0.04)
+    for name, far in (("16 x 16 blocks", 0.2), ("count sketch, 8,192", 0.06)):
+        np.testing.assert_allclose(laid[name].cosine, laid["exact gradients"].cosine, atol=far)

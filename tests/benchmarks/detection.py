@@ -80,7 +80,7 @@ class Bench:
         """All measures of all finders; raises :class:`Infeasible`."""
         parts: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         for seed in range(seeds):
-            for finder, found in self._seed(name, finders, seed):
+            for finder, found in self.one_draw(name, finders, seed):
                 for measure, values in found.items():
                     parts[finder, measure].append(values)
         drawn = resamples(seeds, len(self.weight) - 1, np.random.default_rng(1))
@@ -93,7 +93,7 @@ class Bench:
                         means[finder, measure] - means[reference, measure])
         return [Cell(name, *key, *interval(values)) for key, values in sorted(means.items())]
 
-    def _seed(
+    def one_draw(
         self, name: str, finders: Sequence[str], seed: int
     ) -> Iterable[tuple[str, Measured]]:
         """Every finder's measures on one draw."""
