@@ -54,22 +54,22 @@ SCENARIOS = {
 
 
 def chat_rows(folder: Path, count: int = CHATS) -> list[Row]:
-    """The shortest pairs of each language, one for each prompt, as their files have them."""
+    """The shortest pairs of each language in bytes, one for each prompt, as their files have them."""
     rows = []
     for language in CHAT_LANGUAGES:
         records = json.loads((folder / f"dpo_{language}_demo.json").read_text(encoding="utf-8"))
         first: dict[str, tuple[int, Row]] = {}
         for number, record in enumerate(records):
             first.setdefault(json.dumps(record["conversations"]), (number, record))
-        shortest = sorted(first.values(), key=lambda found: _characters(found[1]))[:count]
+        shortest = sorted(first.values(), key=lambda found: _bytes(found[1]))[:count]
         rows += [_chat_row(language, number, record, FIRST_PLACE + place)
                  for place, (number, record) in enumerate(sorted(shortest, key=lambda of: of[0]))]
     return rows
 
 
-def _characters(record: Row) -> int:
+def _bytes(record: Row) -> int:
     texts = [*record["conversations"], record["chosen"], record["rejected"]]
-    return sum(len(turn["value"]) for turn in texts)
+    return sum(len(turn["value"].encode()) for turn in texts)
 
 
 def _chat_row(language: str, number: int, record: Row, place: int) -> Row:
