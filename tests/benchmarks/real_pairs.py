@@ -54,7 +54,7 @@ SCENARIOS = {
 
 
 def chat_rows(folder: Path, count: int = CHATS) -> list[Row]:
-    """The shortest pairs of each language in bytes, one for each prompt, as their files have them."""
+    """The shortest pairs of each language, one for each prompt, as their files have them."""
     rows = []
     for language in CHAT_LANGUAGES:
         records = json.loads((folder / f"dpo_{language}_demo.json").read_text(encoding="utf-8"))
