@@ -32,7 +32,7 @@ CHAT_LANGUAGES = ("en", "zh")
 OPTION_LANGUAGES = ("de", "es", "fr", "hi", "it", "pt", "th")
 CHATS = 80
 """Pairs of each language: the shortest, for want of time."""
-QUESTIONS = 40
+QUESTIONS = 30
 """Of each subject the shortest question; of those the shortest."""
 FIRST_PLACE = 100
 """Planted paragraphs have smaller numbers."""
