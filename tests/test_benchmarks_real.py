@@ -1,6 +1,7 @@
 """The benchmark on real pairs: what it makes of other packages' files, and what it measures."""
 
 import json
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,8 @@ import detection
 import real_detection
 from detection import Bench, of_level
 from detection_tables import read_cells
+from finders import Sketches
+from real_growth import draw_pairs, growth
 from real_pairs import (
     CHAT_LANGUAGES,
     OPTION_LANGUAGES,
@@ -171,3 +174,27 @@ def test_real_and_planted_pairs_are_sketched_into_one_store_and_judged_apart(
         assert 0 <= found["adversarial-en", finder, "auroc, chat alone"].value <= 1
         assert np.isnan(found["adversarial-en", finder, "auroc, planted alone"].value)
     assert "| adversarial-zh |" in capsys.readouterr().out
+
+
+def test_a_weak_signal_is_found_better_among_more_pairs():
+    pool = Pool(real_rows(count=80))
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((len(pool.rows), 64)) + 0.07 * rng.standard_normal(64)
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    count = len(rows)
+    sketches = Sketches((rows / norm) @ (rows / norm).T, norm[:, 0],
+                        rng.standard_normal((count, 2)), rng.integers(1, 9, (count, 3)))
+    few, many = (growth(pool, sketches, size, draws)
+                 for size, draws in ((10, 60), (80, 20)))
+    assert np.mean(many["mean, unit", "all"]) > np.mean(few["mean, unit", "all"]) + 0.05
+    assert np.mean(many["margin per token", "all"]) == pytest.approx(0.5, abs=0.1)
+    assert set(many) == {(finder, name) for finder in ("mean, unit", "margin per token")
+                         for name in ("all", "en", "zh")}
+
+
+def test_a_tenth_of_each_language_is_swapped_and_no_pair_drawn_twice():
+    pool = Pool(real_rows())
+    place, bad = draw_pairs(pool, 20, random.Random(0))
+    assert sorted(place) == list(range(40))
+    assert Counter(pool.rows[one]["language"] for one, wrong in zip(place, bad, strict=True)
+                   if wrong) == {"en": 2, "zh": 2}  # fmt: skip
