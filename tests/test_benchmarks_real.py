@@ -20,7 +20,7 @@ import real_detection
 from detection import Bench, of_level
 from detection_tables import read_cells
 from finders import Sketches
-from real_growth import draw_pairs, growth
+from real_growth import draw_pairs, growth, likeness
 from real_pairs import (
     CHAT_LANGUAGES,
     OPTION_LANGUAGES,
@@ -198,3 +198,13 @@ def test_a_tenth_of_each_language_is_swapped_and_no_pair_drawn_twice():
     assert sorted(place) == list(range(40))
     assert Counter(pool.rows[one]["language"] for one, wrong in zip(place, bad, strict=True)
                    if wrong) == {"en": 2, "zh": 2}  # fmt: skip
+
+
+def test_likeness_is_the_mean_over_pairs_of_different_items():
+    rows = [row | {"item": str(row["place"] // 2)} for row in real_rows(count=4)]
+    cosine = np.arange(64.0).reshape(8, 8)
+    sketches = Sketches(cosine, np.ones(8), np.zeros((8, 2)), np.ones((8, 3), np.int32))
+    apart = [(i, j) for i in range(4) for j in range(4) if i // 2 != j // 2]
+    assert likeness(Pool(rows), sketches) == pytest.approx({
+        "en": np.mean([cosine[i, j] for i, j in apart]),
+        "zh": np.mean([cosine[4 + i, 4 + j] for i, j in apart])})  # fmt: skip

@@ -2,7 +2,8 @@
 
 Of each language of a pool of ``real_pairs.py`` some pairs are drawn and a tenth of their labels is
 swapped; other pairs are not data. Prints mean AUROC over the draws, which share the pool's pairs:
-the errors beside it say how much depends on the draws, not on the pool.
+the errors beside it say how much depends on the draws, not on the pool. Then, how much pairs
+have in common: the mean cosine of two pairs of one language that are of different items.
 
     python tests/benchmarks/real_growth.py --pool chat.jsonl --store chat.congrad
 """
@@ -56,6 +57,17 @@ def parts(pool: Pool, label: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield language, label == number
 
 
+def likeness(pool: Pool, sketches: Sketches) -> dict[str, float]:
+    """Language -> mean cosine of two of its content pairs, those of one item left out."""
+    found = {}
+    for language in pool.languages:
+        place = [one for places in pool.content(language).values() for one in places]
+        item = np.array([pool.rows[one]["item"] for one in place])
+        apart = item[:, None] != item
+        found[language] = float(sketches.cosine[np.ix_(place, place)][apart].mean())
+    return found
+
+
 def main() -> None:
     """Print a table, one line for each number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,11 +84,14 @@ def main() -> None:
     columns = [(finder, name) for finder in FINDERS for name in wide]
     print("| pairs of each language | " + " | ".join(f"{a}, {b}" for a, b in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for size in SIZES:
+    least = min(sum(row["language"] == one for row in pool.rows) for one in pool.languages)
+    for size in (size for size in SIZES if size <= least):
         found = growth(pool, sketches, size, args.draws)
         values = [np.array(found[key]) for key in columns]
         print(f"| {size} | " + " | ".join(
             f"{one.mean():.2f} ± {one.std() / len(one) ** 0.5:.2f}" for one in values) + " |")
+    for language, cosine in likeness(pool, sketches).items():
+        print(f"{language}: mean cosine of two pairs {cosine:.4f}")
 
 
 if __name__ == "__main__":
