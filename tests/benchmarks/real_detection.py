@@ -21,8 +21,8 @@ from scenarios import FLAWS, SEEDS, Pool, read_rows
 
 FINDERS = ("pcgrad, raw", "pcgrad, unit", "mean, raw", "mean, unit", "no groups, raw",
            "no groups, unit", "own language, unit", "mean, unit, language left out",
-           "mean, unit, item left out", "margin",
-           "margin per token", "pcgrad, unit + margin per token", "length", "random")
+           "mean, unit, item left out", "margin", "margin per token",
+           "pcgrad, unit + margin per token", "length", "random")
 CHATS = tuple(f"chat-{language}" for language in CHAT_LANGUAGES)
 PARTS = {"chat": {"chat": CHATS, **{name: (name,) for name in CHATS}, "planted": FLAWS},
          "options": {}}
