@@ -161,9 +161,10 @@ def test_real_and_planted_pairs_are_sketched_into_one_store_and_judged_apart(
     monkeypatch.setattr(detection, "DIM", 512)  # smaller and cheaper
     monkeypatch.setattr(sys, "argv", [
         "real_detection.py", "chat", "--pool", str(pool), "--planted", str(everything),
-        "--model", str(TINY), "--store", str(tmp_path / "s.congrad"),
+        "--model", str(TINY), "--store", str(tmp_path / "chat.congrad"),
         "--out", str(tmp_path / "out.csv"), "--seeds", "2"])  # fmt: skip
     real_detection.main()
+    assert read_rows(pool) == rows
     assert read_rows(of_level(everything, 1, tmp_path / "level.jsonl")) == planted[:2]
     found = {(cell.scenario, cell.finder, cell.measure): cell
              for cell in read_cells(tmp_path / "out.csv")}

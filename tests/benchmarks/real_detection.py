@@ -41,7 +41,8 @@ def main() -> None:
     args = parser.parse_args()
     data = [args.pool]
     if args.planted:
-        data.append(of_level(args.planted, PLANTED_LEVEL, args.store.with_suffix(".jsonl")))
+        small = args.store.with_suffix(".planted.jsonl")
+        data.append(of_level(args.planted, PLANTED_LEVEL, small))
     sketch(data, args.model, args.store)
     from congrad_cli.store import GradientStore
 
