@@ -12,7 +12,7 @@ They cover which paragraphs and which labels were drawn, not the choice of model
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +28,38 @@ from finders import (
     try_find,
 )
 from measures import auroc, interval, over_seeds, precision, resamples, within
-from scenarios import FLAWS, SCENARIOS, Draw, Infeasible, Pool, draw, read_rows
+from scenarios import (
+    FLAWS,
+    SCENARIOS,
+    Draw,
+    Infeasible,
+    Pool,
+    Scenarios,
+    draw,
+    read_rows,
+)
 
 DIM, CODE = 32768, "float16"
 RESAMPLES = 300
 CLASSES = {"5 to 10 pairs": (1, 10), "20 to 40 pairs": (11, 40), "100 pairs and more": (41, 10**9)}
 
-
+Parts = Mapping[str, Sequence[str]]
+ALONE: Parts = {flaw: (flaw,) for flaw in FLAWS}
 Measured = dict[str, np.ndarray]
 """Measure -> its values over the resamples, [R]."""
 
 
-def sketch(pool: Path, level: int, model: str, path: Path) -> None:
+def of_level(pool: Path, level: int, path: Path) -> Path:
+    """A file of the pool's rows up to this level; ``path`` where they are not all."""
+    if level == 3:
+        return pool
+    lines = pool.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line, row in zip(lines, read_rows(pool), strict=True)
+                            if row["level"] <= level), encoding="utf-8", newline="\n")
+    return path
+
+
+def sketch(data: Sequence[Path], model: str, path: Path) -> None:
     """Make the store, or what it lacks."""
     from congrad_cli.display.progress import TerminalProgress
     from congrad_cli.records.record import DataFile
@@ -47,34 +67,36 @@ def sketch(pool: Path, level: int, model: str, path: Path) -> None:
     from congrad_cli.sketch.index import index_data
     from congrad_cli.sketch.run import run
 
-    data = pool
-    if level < 3:
-        data = path.with_suffix(".jsonl")
-        lines = pool.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = read_rows(pool)
-        data.write_text("".join(line for line, row in zip(lines, rows, strict=True)
-                                if row["level"] <= level), encoding="utf-8", newline="\n")
     settings = SketchSettings(model=model, device="cpu", threads=1, dim=DIM, store_dtype=CODE)
-    index = index_data([DataFile(data.name, data)], RecordSettings())
+    index = index_data([DataFile(file.name, file) for file in data], RecordSettings())
     run(index, path, settings, TerminalProgress(quiet=False))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A sketched pool, and how often each of its items is drawn in each resample [R, items]."""
+    """A sketched pool, and how often each of its items is drawn in each resample [R, items].
+
+    ``parts``: name -> flaws; their pairs are measured alone, too.
+    """
 
     pool: Pool
     sketches: Sketches
     item: np.ndarray
     weight: np.ndarray
+    scenarios: Scenarios
+    parts: Parts
 
     @staticmethod
-    def of(pool: Pool, sketches: Sketches, count: int) -> "Bench":
+    def of(
+        pool: Pool, sketches: Sketches, count: int,
+        scenarios: Scenarios = SCENARIOS, parts: Parts = ALONE,
+    ) -> "Bench":  # fmt: skip
         """With its resamples."""
         names = [row["item"] for row in pool.rows]
         known = {name: number for number, name in enumerate(dict.fromkeys(names))}
         weight = resamples(len(known), count, np.random.default_rng(0))
-        return Bench(pool, sketches, np.array([known[name] for name in names]), weight)
+        item = np.array([known[name] for name in names])
+        return Bench(pool, sketches, item, weight, scenarios, parts)
 
     def scenario(self, name: str, finders: Sequence[str], seeds: int) -> list[Cell]:
         """All measures of all finders; raises :class:`Infeasible`."""
@@ -97,7 +119,7 @@ class Bench:
         self, name: str, finders: Sequence[str], seed: int
     ) -> Iterable[tuple[str, Measured]]:
         """Every finder's measures on one draw."""
-        drawn = draw(self.pool, name, seed)
+        drawn = draw(self.pool, name, seed, self.scenarios)
         languages = [self.pool.rows[place]["language"] for place in drawn.place]
         names = sorted(set(languages))
         label = np.array([names.index(one) for one in languages], np.int32)
@@ -118,9 +140,11 @@ class Bench:
         result = {"auroc": auroc(value, bad, weight), "precision": precision(value, bad, weight),
                   "within": within(value, bad, weight, label)}
         flaw = np.array([self.pool.rows[drawn.place[row]]["flaw"] for row in rows])
-        for name in FLAWS:
-            some = flaw == name
-            result[f"auroc, {name} alone"] = auroc(value[some], bad[some], weight[:, some])
+        for name, flaws in self.parts.items():
+            some = np.isin(flaw, flaws)
+            for measure in (auroc, precision):
+                result[f"{measure.__name__}, {name} alone"] = measure(
+                    value[some], bad[some], weight[:, some])
         sizes = np.bincount(pairs.label)[label]
         if len(set(sizes.tolist())) > 3:
             for name, (least, most) in CLASSES.items():
@@ -166,7 +190,8 @@ def main() -> None:
     parser.add_argument("--code", choices=("float16", "int8", "int4", "1bit"), default="float16")
     args = parser.parse_args()
     if args.model:
-        sketch(args.pool, args.level, args.model, args.store)
+        data = of_level(args.pool, args.level, args.store.with_suffix(".jsonl"))
+        sketch([data], args.model, args.store)
     from congrad_cli.store import GradientStore
 
     store, pool = GradientStore.open(args.store), Pool(read_rows(args.pool), args.level)

@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,7 +159,12 @@ def by_length(pool: Pool, rng: random.Random, languages: int) -> Sheet:
 
 def adversarial(pool: Pool, rng: random.Random, languages: int) -> Sheet:
     """All labels of some languages are swapped."""
-    sheet, bad = Sheet(), rng.sample(pool.languages, languages)
+    return all_swapped(pool, rng, rng.sample(pool.languages, languages))
+
+
+def all_swapped(pool: Pool, rng: random.Random, bad: Sequence[str]) -> Sheet:
+    """All labels of these languages are swapped."""
+    sheet = Sheet()
     for language in pool.languages:
         for place in one_each(pool.content(language), rng):
             sheet.add(place, language in bad)
@@ -217,7 +222,9 @@ def unequal(pool: Pool, rng: random.Random, rate: float) -> Sheet:
     return sheet
 
 
-SCENARIOS: dict[str, Callable[[Pool, random.Random], Sheet]] = {
+Scenarios = Mapping[str, Callable[[Pool, random.Random], Sheet]]
+
+SCENARIOS: Scenarios = {
     **{f"swapped-{rate}": partial(swapped, rate=rate / 100) for rate in (5, 10, 20, 40)},
     **{f"{flaw}-{rate}": partial(marked_better, flaw=flaw, rate=rate / 100, seen=True)
        for flaw in ("other-language", "off-topic", "cut-off") for rate in (5, 10, 20, 40)},
@@ -233,10 +240,10 @@ SCENARIOS: dict[str, Callable[[Pool, random.Random], Sheet]] = {
 }  # fmt: skip
 
 
-def draw(pool: Pool, name: str, seed: int) -> Draw:
+def draw(pool: Pool, name: str, seed: int, scenarios: Scenarios = SCENARIOS) -> Draw:
     """One draw of a scenario; raises :class:`Infeasible`."""
     rng = random.Random(f"{name}/{seed}")
-    return SCENARIOS[name](pool, rng).draw(rng)
+    return scenarios[name](pool, rng).draw(rng)
 
 
 def as_data(pool: Pool, found: Draw) -> Iterable[Row]:
@@ -250,13 +257,13 @@ def as_data(pool: Pool, found: Draw) -> Iterable[Row]:
         yield row | {"planted": planted, "judged": judged}
 
 
-def digest(pool: Pool) -> str:
+def digest(pool: Pool, scenarios: Scenarios = SCENARIOS) -> str:
     """Of all draws of the first seeds."""
     content = hashlib.sha256()
-    for name in SCENARIOS:
+    for name in scenarios:
         for seed in range(SEEDS):
             try:
-                found = draw(pool, name, seed)
+                found = draw(pool, name, seed, scenarios)
             except Infeasible:
                 content.update(f"{name} infeasible\n".encode())
                 continue
