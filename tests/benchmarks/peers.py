@@ -10,8 +10,8 @@ intervals. A round draws every projection anew. What a method does once, its fir
 is its start; the dense projection takes part in the first round alone and gets all pairs at a time.
 bergson and TRAK's projector (``pip install bergson traker``) are left out where not installed.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/peers.py --model sample_data/tiny-model --scripts \\
-        --out peers.csv
+    OMP_NUM_THREADS=1 python tests/benchmarks/peers.py --model sample_data/tiny-model \\
+        --scripts congrad bergson dense autograd --out peers.csv
 """
 
 import argparse
@@ -89,13 +89,14 @@ def one_round(
 ) -> None:
     """All methods of ``found`` on all pairs, added to it; ``number`` is the seed."""
     methods = {name: _started(name, case, pairs, number, found[name]) for name in shuffled(found)}
+    turns = [(name, 0, len(pairs)) for name in methods if name in TOGETHER]
     for first in range(0, len(pairs), portion):
-        for name in shuffled(methods):
-            if name in TOGETHER and first:
-                continue
-            part = pairs if name in TOGETHER else pairs[first : first + portion]
-            taken, _ = timed(methods[name].take, part, first)
-            found[name].portions[number, first, len(part)] = taken / len(part)
+        apart = shuffled(name for name in methods if name not in TOGETHER)
+        turns += [(name, first, first + portion) for name in apart]
+    for name, first, end in turns:
+        part = pairs[first:end]
+        taken, _ = timed(methods[name].take, part, first)
+        found[name].portions[number, first, len(part)] = taken / len(part)
     for name, method in methods.items():
         made, rows = timed(method.rows)
         norms = np.linalg.norm(rows, axis=1)
@@ -180,15 +181,16 @@ def run_scripts(model: str, data: bytes, names: Sequence[str]) -> list[Value]:
             runs[name] = run_script(name, data, Path(model), Path(folder))
     pairs, result = len(data.splitlines()), []
     for name in names:
-        kept, exact = runs[name].kept, runs[EXACT].kept if EXACT in runs else frozenset()
+        kept = runs[name].kept
+        exact = runs[EXACT].kept if EXACT in runs else None
         result += [Value(model, "scripts", SCRIPTS[name], *rest) for rest in (
             ("lines of code", code_lines(FOLDER / SCRIPTS[name])),
             ("CPU s", runs[name].seconds),
             ("pairs a CPU s", pairs / runs[name].seconds),
             ("bytes of gradients a pair", runs[name].bytes / pairs),
             ("kept", len(kept)),
-            ("of these also by exact", len(kept & exact) / max(len(kept), 1)),
-            ("kept by exact alone", len(exact - kept)),
+            *(() if exact is None else (("of these also by exact", len(kept & exact)),
+                                        ("kept by exact alone", len(exact - kept)))),
         )]
     return result
 
@@ -219,28 +221,36 @@ def write(path: Path, values: Sequence[Value]) -> None:
 
 
 def compare(args: argparse.Namespace) -> list[Value]:
-    """Both tables."""
+    """Both tables, as far as wanted."""
     random.seed(args.seed)
     source = find_model(args.model)
     model = load_model(source, torch.device("cpu"), torch.float32)
     layers = choose_layers(all_layers(model), "blocks")
     tokenizer = load_tokenizer(source, None)
     pairs, groups = read_pairs(args.data, tokenizer, args.pairs, args.languages, args.longest)
-    found = {name: Found() for name in args.methods}
     with tempfile.TemporaryDirectory() as folder:
         case = Case(model, layers, len(pairs), Path(folder))
-        for number in range(args.rounds):
-            now = {name: one for name, one in found.items() if not number or name not in TOGETHER}
-            one_round(case, pairs, groups, args.portion, now, args.seed + number)
-    print(f"{args.model}: {len(layers)} linears, {case.weights / 1e6:.1f} M weights; {len(pairs)} "
-          f"pairs in {len(set(groups))} languages, {sum(pair.length for pair in pairs):,} tokens")
+        print(f"{args.model}: {len(layers)} linears, {case.weights / 1e6:.1f} M weights; "
+              f"{len(pairs)} pairs in {len(set(groups))} languages, "
+              f"{sum(pair.length for pair in pairs):,} tokens")
+        values = compare_methods(args, case, pairs, groups) if args.methods else []
+    if args.scripts:
+        values += run_scripts(args.model, b"".join(pair.record.raw for pair in pairs), args.scripts)
+    return values
+
+
+def compare_methods(
+    args: argparse.Namespace, case: Case, pairs: Pairs, groups: Sequence[str]
+) -> list[Value]:
+    """The first table, from all rounds."""
+    found = {name: Found() for name in args.methods}
+    for number in range(args.rounds):
+        now = {name: one for name, one in found.items() if not number or name not in TOGETHER}
+        one_round(case, pairs, groups, args.portion, now, args.seed + number)
     values = values_of(args.model, found, len(pairs))
     if args.slice:
         seconds = found[EXACT].seconds + dense_seconds(case.weights, len(pairs)) / len(pairs)
         values.append(Value(args.model, "rows", "dense, computed", "pairs a CPU s", 1 / seconds))
-    if args.scripts:
-        data = b"".join(pair.record.raw for pair in pairs)
-        values += run_scripts(args.model, data, [name for name in SCRIPTS if name in found])
     return values
 
 
@@ -254,16 +264,21 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=128, help="tokens of a row")
     parser.add_argument("--portion", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--slice", action="store_true", help="compute dense from a slice")
-    parser.add_argument("--scripts", action="store_true", help="run the scripts, too")
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name in [name for name in args.methods if lacking(name)]:
+    for name in [name for name in METHODS if lacking(name) and name in args.methods + args.scripts]:
         print(f"{name}: left out, {lacking(name)} is not installed")
-        args.methods.remove(name)
+    args.methods, args.scripts = ([name for name in names if not lacking(name)]
+                                  for names in (args.methods, args.scripts))
+    if args.methods and not {FIRST, EXACT} <= set(args.methods):
+        parser.error(f"--methods needs {FIRST} and {EXACT}: the others are compared with them")
+    if args.slice and lacking("dense"):
+        parser.error(f"--slice needs {lacking('dense')}")
     values = compare(args)
     for part in dict.fromkeys(value.part for value in values):
         show(values, part)
