@@ -136,7 +136,7 @@ def values_of(model: str, found: dict[str, Found], pairs: int) -> list[Value]:
         per_pair = np.array(list(one.portions.values()))
         rate = median(1 / per_pair) if len(per_pair) > 1 else (1 / one.seconds, NONE, NONE)
         both = sorted(one.portions.keys() & base.keys())
-        ratio = (one.seconds / found[FIRST].seconds, NONE, NONE) if not both else median(
+        ratio = (one.seconds / found[FIRST].seconds, NONE, NONE) if len(both) < 2 else median(
             np.array([one.portions[key] for key in both]), np.array([base[key] for key in both]))
         for row_name, views in one.views.items():
             start, scoring = float(np.median(one.start)), float(np.median(one.scoring[row_name]))
