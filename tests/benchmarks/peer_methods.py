@@ -131,7 +131,7 @@ class Bergson:
 
 
 class Dense:
-    """TRAK's plain projector, drawn again for each portion, to the numbers that LESS keeps."""
+    """TRAK's plain projector, drawn again for each call, to the numbers that LESS keeps."""
 
     codes: Mapping[str, str] = {f"dense {NUMBERS:,}": "float16"}
     width = 1
