@@ -215,12 +215,19 @@ def hook_shares(portions: list[Variants], rounds: int, leading: int, width: int)
     return np.array(shares)
 
 
-def interval(values: np.ndarray, base: np.ndarray | None = None) -> str:
+def median(
+    values: np.ndarray, base: np.ndarray | None = None
+) -> tuple[float, float, float]:
     """The median, or the median of ratios to ``base`` one by one, with its interval."""
     value = values if base is None else values / base
     picks = np.random.default_rng(0).integers(0, len(value), (4000, len(value)))
     low, high = np.percentile(np.median(value[picks], axis=1), [2.5, 97.5])
-    return f"{np.median(value):.3f} [{low:.3f}, {high:.3f}]"
+    return float(np.median(value)), float(low), float(high)
+
+
+def interval(values: np.ndarray, base: np.ndarray | None = None) -> str:
+    """:func:`median` as text."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*median(values, base))
 
 
 def report(seconds: dict[str, np.ndarray], against: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""bergson's gradient collector on preference pairs; no script, ``cost.py --bergson`` uses it.
+"""bergson's gradient collector on preference pairs; no script, ``cost.py --bergson`` and
+``peers.py`` use it.
 
 bergson knows no pairs: each one becomes two rows with the prompt's labels masked, weighed by an
 ``advantage`` of +1 and -1, and the two rows of a pair are added at the end. Measured with 2.5.1,
@@ -9,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +24,11 @@ from datasets import Dataset
 from congrad_cli.sketch.tokens import TokenizedPair
 
 SIDE = 16
-_processor = GradientProcessor(projection_dim=SIDE)  # kept: it holds the projections
+
+
+@cache  # kept: it holds the projections
+def _processor(side: int, seed: int | None) -> GradientProcessor:
+    return GradientProcessor(projection_dim=side, projection_seed=seed)
 
 
 def rows_of(pairs: list[TokenizedPair]) -> Dataset:
@@ -42,9 +48,9 @@ def rows_of(pairs: list[TokenizedPair]) -> Dataset:
 
 @contextmanager
 def collector(
-    model: Any, pairs: list[TokenizedPair], budget: int
+    model: Any, pairs: list[TokenizedPair], budget: int, side: int = SIDE, seed: int | None = None
 ) -> Iterator[Callable[[], torch.Tensor]]:
-    """Gives the work of sketching the pairs: [n, layers * SIDE * SIDE]."""
+    """Gives the work of sketching the pairs: [n, layers * side * side]."""
     logging.disable(logging.INFO)
     engine.tqdm = lambda batches, **_: batches
     data = rows_of(pairs)
@@ -52,12 +58,12 @@ def collector(
     model.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(True)  # as bergson does: gradients must flow
     with tempfile.TemporaryDirectory() as folder:
-        config = IndexConfig(run_path=f"{folder}/run", projection_dim=SIDE)
+        config = IndexConfig(run_path=f"{folder}/run", projection_dim=side)
         config.partial_run_path.mkdir(parents=True)
 
         def work() -> torch.Tensor:
             taker = InMemoryCollector(
-                model=model.base_model, processor=_processor, data=data, cfg=config
+                model=model.base_model, processor=_processor(side, seed), data=data, cfg=config
             )
             computer = engine.CollectorComputer(
                 model, data, collector=taker, batches=batches, cfg=config
