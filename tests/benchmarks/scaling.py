@@ -29,32 +29,30 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from expected import SIZES
 from scaling_parts import PARTS, Plan, Point
 from scaling_tables import calculators, table
 
 SMOKE = Plan(
     folder=Path(), turns=1, pairs=(4, 8, 12), ranked=12, start=4,
-    options=("--dim", "512", "--width", "8", "--store-dtype", "float16"), models=("1M", "4M"),
-    dim_model="1M", dims=(256, 1024), row_sizes=("4k",), length_model="1M", lengths=(30, 60, 90),
+    options=("--dim", "512", "--width", "8", "--store-dtype", "float16"), models=("1M",),
+    dim_model="1M", dims=(256,), row_sizes=("4k",), length_model="1M", lengths=(30,),
     rows=(64, 128, 256), few_rows=128, store_dim=256, store_dims=(256, 512), groups=(2, 4),
     group_dim=256, different=64, codes=("int4", "1bit"), extra={"pairs": 2, "repeat": 1},
 )  # fmt: skip
 """Small sizes that prove nothing but that all parts work."""
 
 
-def write_points(path: Path, points: Iterable[Point]) -> list[Point]:
-    """One line a number, as they come; the points."""
-    kept = []
+def write_points(path: Path, points: Iterable[Point]) -> None:
+    """One line a number, as they come."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["part", "variant", "size", "turn", "measure", "value"])
         for point in points:
             for measure, value in point.measures.items():
-                writer.writerow([point.part, point.variant, f"{point.size:g}", point.turn, measure,
+                writer.writerow([point.part, point.variant, f"{point.size:.12g}", point.turn, measure,
                                  f"{value:.6g}"])
             file.flush()
-            kept.append(point)
-    return kept
 
 
 def read_points(path: Path) -> list[Point]:
@@ -75,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="for data and stores, which are removed")
     parser.add_argument("--out", type=Path, help="CSV of all points")
     parser.add_argument("--turns", type=int)
+    parser.add_argument("--models", nargs="+", choices=SIZES, help="of sketch-model alone")
     parser.add_argument("--smoke", action="store_true", help="sizes that prove nothing")
     parser.add_argument("--read", nargs="+", type=Path, help="print the tables of these CSVs")
     parser.add_argument("--calculator", action="store_true", help="print the README's tables")
@@ -87,10 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             plan = replace(SMOKE if args.smoke else Plan(Path()), folder=Path(folder))
-            plan = replace(plan, turns=args.turns or plan.turns)
-            points = write_points(
-                args.out or plan.folder / "points.csv",
-                (point for part in args.parts for point in told(PARTS[part](plan))))
+            plan = replace(plan, turns=args.turns or plan.turns, models=args.models or plan.models)
+            out = args.out or plan.folder / "points.csv"
+            write_points(out, (point for part in args.parts for point in told(PARTS[part](plan))))
+            points = read_points(out)
     for part in dict.fromkeys(point.part for point in points):
         print(f"\n{part}\n\n{table(part, points)}", flush=True)
 
