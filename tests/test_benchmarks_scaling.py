@@ -170,8 +170,8 @@ def test_the_tables_of_the_readme_are_those_of_the_calculator(printed):
 
 
 def test_hours_are_told_in_a_unit_that_fits():
-    assert [span(0.01, 0.02), span(1.5, 3), span(1, 1.9), span(30, 60)] == [
-        "0.6 - 1.2 min", "1.5 - 3 h", "60 - 1.1e+02 min", "1.2 - 2.5 days"]
+    assert [span(0.01, 0.02), span(0.1, 0.2), span(1.5, 3), span(30, 60)] == [
+        "36 to 72 s", "6 to 12 min", "1.5 to 3 h", "1.2 to 2.5 days"]
 
 
 def test_every_part_gives_a_table_and_lines_that_can_be_read_again(

@@ -50,8 +50,8 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
         writer.writerow(["part", "variant", "size", "turn", "measure", "value"])
         for point in points:
             for measure, value in point.measures.items():
-                writer.writerow([point.part, point.variant, f"{point.size:.12g}", point.turn, measure,
-                                 f"{value:.6g}"])
+                writer.writerow([point.part, point.variant, f"{point.size:.12g}", point.turn,
+                                 measure, f"{value:.6g}"])
             file.flush()
 
 

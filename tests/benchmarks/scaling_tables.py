@@ -99,11 +99,13 @@ def calculator() -> str:
                      f"weights + a batch of {LEAST:,} tokens"], lines)
 
 
+UNITS = (("days", 24.0), ("h", 1.0), ("min", 1 / 60))
+
+
 def span(least: float, most: float) -> str:
-    """Hours from least to most, or minutes, or days."""
-    unit, size = next((unit for unit in (("days", 24.0), ("h", 1.0)) if most >= 2 * unit[1]),
-                      ("min", 1 / 60))
-    return f"{least / size:.2g} - {most / size:.2g} {unit}"
+    """Hours from least to most, in the largest unit of which there are two."""
+    unit, size = next((one for one in UNITS if most >= 2 * one[1]), ("s", 1 / 3600))
+    return f"{least / size:.2g} to {most / size:.2g} {unit}"
 
 
 def stores() -> str:
