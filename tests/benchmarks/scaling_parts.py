@@ -24,7 +24,6 @@ from congrad_cli.writer import ShardWriter, create_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "sample_data" / "tiny-model"
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +157,8 @@ def of_sketch(found: dict[str, float]) -> dict[str, float]:
         "share of the matmul rate": predicted / found["sketch"],
         "sketch / rows": found["sketch"] / found["rows"],
         "coding, ms": 1e3 * found["code"],
-        "peak MiB": found["peak_bytes"] / MIB,
-        "predicted MiB": found["batch_bytes"] / MIB,
+        "peak KiB a token": found["peak_bytes"] / 1024 / found["batch_tokens"],
+        "predicted KiB a token": found["batch_bytes"] / 1024 / found["batch_tokens"],
     } | ({"start, s": found["start"]} if "start" in found else {})
 
 
@@ -174,7 +173,8 @@ def sketch_dim(plan: Plan) -> Iterator[Point]:
                 "repeat": 3} | plan.extra)
             measures = of_sketch(found)
             yield Point("sketch-dim", name, dim, turn, {
-                key: measures[key] for key in ("rows, ms", "sketch, ms", "coding, ms", "peak MiB")})
+                key: measures[key] for key in (
+                    "rows, ms", "sketch, ms", "coding, ms", "peak KiB a token")})
 
 
 def sketch_length(plan: Plan) -> Iterator[Point]:
@@ -188,7 +188,8 @@ def sketch_length(plan: Plan) -> Iterator[Point]:
             yield Point("sketch-length", f"row of {tokens:,}", tokens, turn, {
                 key: measures[key] for key in (
                     "GFLOP a pair", "predicted ms", "rows, ms", "sketch, ms",
-                    "share of the matmul rate", "peak MiB", "predicted MiB")})
+                    "share of the matmul rate", "peak KiB a token",
+                    "predicted KiB a token")})
 
 
 def store(plan: Plan) -> Iterator[Point]:

@@ -76,6 +76,7 @@ def measure_point(point: SketchPoint) -> dict[str, float]:
         "operations": 2 * counts / point.pairs,
         "by_shape": sum(operations(
             shape, tokens, 2 * point.answer, LEADING + point.width).values()),
+        "batch_tokens": most.input_ids.numel(),
         "batch_bytes": batch_bytes(shape, most.input_ids.numel(), len(most.targets), half=False),
     }  # fmt: skip
     if point.start:
