@@ -1,7 +1,7 @@
 """How a cost grows: exponents by least squares on logarithms; no script, ``scaling.py`` uses it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,16 +30,16 @@ class PowerLaw:
         return self.factor * size**self.exponent
 
 
-def fit_power(values: Mapping[float, float]) -> PowerLaw:
-    """The law through ``values`` by size, all positive, of two sizes at least.
+def fit_power(runs: Iterable[tuple[float, float]]) -> PowerLaw:
+    """The law through (size, value) of every run, all positive, of two sizes at least.
 
-    One value a size, the median of its repeats: so what the interval is made of is how far the
-    sizes are from one line, the noise of medians and the bend of a cost with two regimes alike. Two
-    sizes have a line but no interval (nan).
+    The interval is made of how far runs are from one line: their noise, and the bend of a cost that
+    has two regimes. Two runs have a line but no interval (nan).
     """
-    if len(values) < 2 or min(*values, *values.values()) <= 0:
-        raise ValueError(f"no power law through {dict(values)}")
-    x, y = (np.log(np.fromiter(part, float)) for part in (values, values.values()))
+    found = np.array(list(runs), float).reshape(-1, 2)
+    if len(set(found[:, 0])) < 2 or found.min() <= 0:
+        raise ValueError(f"no power law through {found.tolist()}")
+    x, y = np.log(found).T
     centred = x - x.mean()
     exponent = float(centred @ y / (centred @ centred))
     rest = y - y.mean() - exponent * centred

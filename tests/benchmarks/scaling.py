@@ -3,9 +3,9 @@
 Every part measures a few sizes, by turns (one size after the other, then all again), each point in
 a process of its own. What is given are CPU seconds, user and system, children included: other work
 may keep the cores busy. A line a measurement goes to ``--out``; printed are medians over the turns
-as Markdown, and exponents by least squares on logarithms with their 95 % interval. CPU seconds of
-whole commands hold a fixed start (imports, checks of the model); their exponent is that of the
-growth from the least size on.
+as Markdown, and exponents by least squares on the logarithms of all runs, with their 95 % interval.
+CPU seconds of whole commands hold a fixed start (imports, checks of the model); their exponent is
+that of the growth from the least size on, in the same turn.
 
     sketch-n          congrad sketch, from start to end, against pairs
     sketch-model      a pair's sketch against parameters, random Llamas, rows of 300 tokens

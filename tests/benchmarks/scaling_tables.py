@@ -48,20 +48,23 @@ def table(part: str, points: Sequence[Point]) -> str:
     lines = [[f"{size:,.0f}", *(shown(by_size.get(size)) for by_size in found.values())]
              for size in sizes]
     if part not in NO_LAW:
-        lines.append(["exponent", *(exponent(part, column, by_size)
-                                    for column, by_size in found.items())])
+        lines.append(["exponent", *(exponent(part, column, mine) for column in found)])
     return markdown([SIZE_NAMES[part], *names], lines)
 
 
-def exponent(part: str, column: Column, values: dict[float, float]) -> str:
-    """With its interval; nothing where two sizes or fewer are left, or nothing grows."""
-    measure = column[1]
+def exponent(part: str, column: Column, points: Iterable[Point]) -> str:
+    """With its interval, through all runs; nothing of two sizes or fewer, or of what shrinks."""
+    variant, measure = column
     if measure in UNFITTED:
         return ""
+    turns: dict[int, dict[float, float]] = {}
+    for point in points:
+        if point.variant == variant and measure in point.measures:
+            turns.setdefault(point.turn, {})[point.size] = point.measures[measure]
     if measure in FROM_START.get(part, ()):
-        values = beyond_start(values)
-    values = {size: value for size, value in values.items() if value > 0}
-    return str(fit_power(values)) if len(values) > 2 else ""
+        turns = {turn: beyond_start(values) for turn, values in turns.items()}
+    runs = [run for values in turns.values() for run in values.items() if run[1] > 0]
+    return str(fit_power(runs)) if len({size for size, _ in runs}) > 2 else ""
 
 
 def shown(value: float | None) -> str:
