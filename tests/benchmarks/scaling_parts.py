@@ -43,7 +43,7 @@ class Plan:
 
     folder: Path
     turns: int = 2
-    pairs: Sequence[int] = (64, 512, 1024, 2048, 4096)
+    pairs: Sequence[int] = (64, 512, 1024, 2048, 4096, 8192)
     ranked: int = 2048  # pairs of the ranks, two windows at least
     start: int = 64  # pairs whose run is all start
     options: Sequence[str] = ()  # of every ``congrad sketch``

@@ -38,9 +38,7 @@ def medians(points: Iterable[Point]) -> dict[Column, dict[float, float]]:
 def table(part: str, points: Sequence[Point]) -> str:
     """The part's medians, a line a size; below, the exponents."""
     mine = [point for point in points if point.part == part]
-    if part == "sketch-model":  # every size is a variant of its own
-        mine = [Point(part, "", point.size, point.turn, point.measures) for point in mine]
-    if part == "sketch-length":
+    if part in ("sketch-model", "sketch-length"):  # every size is a variant of its own
         mine = [Point(part, "", point.size, point.turn, point.measures) for point in mine]
     found = medians(mine)
     sizes = sorted({size for by_size in found.values() for size in by_size})
@@ -82,8 +80,6 @@ def markdown(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 TOKENS, ANSWERS = 800, 600
 """Of the README's tables: prompts of 200 tokens and answers of 300 on average."""
-
-
 LEAST = 1024
 """Tokens of the smallest batch that congrad tries on a GPU."""
 
