@@ -18,7 +18,7 @@ from congrad_cli.model_source import find_model
 from congrad_cli.records.record import Record
 from congrad_cli.settings import SketchSettings
 from congrad_cli.sketch import forward
-from congrad_cli.sketch.attention import use_shared_rows
+from congrad_cli.sketch.attention import added_mask, use_shared_rows
 from congrad_cli.sketch.calibration import leading_directions
 from congrad_cli.sketch.check import compare_layouts
 from congrad_cli.sketch.exact import exact_gradient, sketch_gradient
@@ -89,6 +89,33 @@ def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
     assert (right.logp[0, 0] - wrong.logp[0, 0]).abs() > 1e-3 or (
         right.logp[0, 1] - wrong.logp[0, 1]
     ).abs() > 1e-3
+
+
+def test_all_layers_keep_one_table_of_their_mask() -> None:
+    model = build(zoo(VOCABULARY)["llama"])
+    assert use_shared_rows(model)
+    batch = batch_pairs(random_pairs(5), 0, shared=True)
+    kept: list[torch.Tensor] = []
+    with sketcher_of(model) as sketcher, torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(x) or x, lambda x: x):
+        sketcher.sketch(batch)
+    length = batch.input_ids.shape[1]
+    tables = [x for x in kept if x.ndim == 4 and x.shape[2:] == (length, length)]
+    assert len(tables) == model.config.num_hidden_layers > 1
+    assert len({table.data_ptr() for table in tables}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_takes_the_added_mask_as_it_takes_flags(dtype: torch.dtype) -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 8, dtype=dtype).unbind()
+    flags = torch.rand(2, 1, 9, 9) < 0.6
+    flags[0, 0, 3] = False  # a row that sees nothing, as padding may
+    attend = torch.nn.functional.scaled_dot_product_attention
+    table = added_mask(flags, dtype)
+    assert table is added_mask(flags, dtype)
+    assert added_mask(flags, torch.float64).dtype == torch.float64
+    torch.testing.assert_close(attend(query, key, value, table), attend(query, key, value, flags),
+                               rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

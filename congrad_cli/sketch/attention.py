@@ -104,6 +104,8 @@ def masked_attention(  # noqa: PLR0913 (transformers fixes the signature)
             raise ValueError("a position bias is a table of T x T itself")
         return segment_attention(query, key, value, attention_mask, steps), None
     if steps.fused:
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            attention_mask = added_mask(attention_mask, query.dtype)
         fused: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **arguments
         )
@@ -113,6 +115,19 @@ def masked_attention(  # noqa: PLR0913 (transformers fixes the signature)
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     result, weights = plain_attention(query, key, value, attention_mask, steps)
     return result.transpose(1, 2).contiguous(), weights
+
+
+def added_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What fused attention adds for a boolean mask: 0, and -inf where it is False.
+
+    It would make this table itself, in every layer anew, and each keeps its own for the backward
+    pass. All layers get one mask, so its table is kept with it.
+    """
+    made: Tensor | None = getattr(allowed, "congrad_added", None)
+    if made is None or made.dtype != dtype:
+        made = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -torch.inf)
+        allowed.congrad_added = made  # type: ignore[attr-defined]
+    return made
 
 
 def use_shared_rows(model: Any) -> bool:

@@ -11,6 +11,7 @@ per parameter of the blocks and real token (2 forward, 2 for the activations' gr
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,23 +54,28 @@ def synthetic_pairs(count: int, vocabulary: int, prompt: int, answer: int) -> li
     ]  # fmt: skip
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+Clock = Callable[[], float]
+
+
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, clock: Clock = time.perf_counter
+) -> float:
     """Operations per second of a large square product."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = [timed(lambda: a @ b, device) for _ in range(6)]
+    seconds = [timed(lambda: a @ b, device, clock) for _ in range(6)]
     return 2 * side**3 / statistics.median(seconds[1:])
 
 
-def timed(work: Any, device: torch.device) -> float:
+def timed(work: Any, device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Seconds of one call, the device's queue included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def main() -> None:

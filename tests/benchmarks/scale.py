@@ -31,9 +31,10 @@ from synthetic import header, normalised
 
 from congrad_cli.codec import LEVELS
 from congrad_cli.consensus.solver import solve
-from congrad_cli.direction import read_consensus
 from congrad_cli.filter.ranking import rank_pairs
+from congrad_cli.filter.target import find_target
 from congrad_cli.header import StoreHeader
+from congrad_cli.progress import Silent
 from congrad_cli.settings import WINDOW, ConsensusSettings, FilterSettings, RecordSettings
 from congrad_cli.store import GradientStore, shard_files
 from congrad_cli.store_index import StoreIndex, write_index
@@ -45,25 +46,27 @@ POOL = 4096
 PARTS = ("bare", "consensus", "scores")
 
 
-def coded_pool(about: StoreHeader, groups: int) -> tuple[Arrays, np.ndarray]:
-    """POOL coded unit rows that share a direction, partly by group; and their groups."""
+def coded_pool(about: StoreHeader, groups: int, pool: int) -> tuple[Arrays, np.ndarray]:
+    """``pool`` coded unit rows that share a direction, partly by group; and their groups."""
     rng = np.random.default_rng(0)
-    label = rng.integers(0, groups, POOL).astype(np.int32)
+    label = rng.integers(0, groups, pool).astype(np.int32)
     common = rng.standard_normal(about.dim, np.float32)
     own = rng.standard_normal((groups, about.dim), np.float32)
-    rows = rng.standard_normal((POOL, about.dim), np.float32)
-    for begin in range(0, POOL, 256):  # the sum of all at once would take twice the memory
+    rows = rng.standard_normal((pool, about.dim), np.float32)
+    for begin in range(0, pool, 256):  # the sum of all at once would take twice the memory
         part = slice(begin, begin + 256)
         rows[part] = normalised(rows[part] + 0.1 * common + 0.2 * own[label[part]])
     return about.codec.encode(rows), label
 
 
-def write_store(path: Path, rows: int, about: StoreHeader, groups: int) -> None:
-    """A store of ``rows`` rows in shards of whole windows, about 64 MiB each."""
-    pool, label = coded_pool(about, groups)
+def write_store(
+    path: Path, rows: int, about: StoreHeader, groups: int, different: int = POOL
+) -> None:
+    """A store of ``rows`` rows, so many ``different``, in shards of whole windows, about 64 MiB."""
+    pool, label = coded_pool(about, groups, different)
     rng = np.random.default_rng(1)
     digest = rng.integers(0, 256, (rows, 16), np.uint8)
-    picked = rng.integers(0, POOL, rows)
+    picked = rng.integers(0, different, rows)
     names = [f"g{number:03d}" for number in range(groups)]
     create_store(path, about)
     write_index(path, StoreIndex([], RecordSettings(), names, label[picked], digest))
@@ -116,7 +119,7 @@ def read_dim(path: Path) -> int:
 def scores(path: Path) -> None:
     """What ``filter`` does before it reads the data."""
     store = GradientStore.open(path)
-    rank_pairs(store, read_consensus(path, "default", store), FilterSettings())
+    rank_pairs(store, find_target(store, "default", Silent()), FilterSettings())
 
 
 def measure(arguments: Sequence[str]) -> tuple[float, float, float]:
