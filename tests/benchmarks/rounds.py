@@ -3,12 +3,12 @@
 Runs the loop from the command line: prompts are first halves of help paragraphs, the bundled model
 writes the answers, and a judge on loopback rates them by the true second half, rightly (``fair``)
 or with some verdicts turned round (``spoilt``, see ``rounds_judge.py``). The arms of a seed share
-what is made before they differ: candidates, judgements, pairs, and the sketch of round 1. After each
-round the model is measured on held-out pairs and texts as in ``downstream.py``, and by its own
+what is made before they differ: candidates, judgements, pairs, and the sketch of round 1. After
+each round the model is measured on held-out pairs and texts as in ``downstream.py``, and by its own
 answers to held-out prompts.
 
-A line of ``WORK/cells.jsonl`` is a finished round (judge and round, arm, seed); one that is there is
-not done again, and a run that was stopped goes on. Seeds come first.
+A line of ``WORK/cells.jsonl`` is a finished round (judge and round, arm, seed); one that is there
+is not done again, and a run that was stopped goes on. Seeds come first.
 
     python tests/benchmarks/rounds.py --text parallel.jsonl --pool pool.jsonl --work rounds
     python tests/benchmarks/rounds_tables.py rounds/cells.jsonl --out rounds/cells.csv
@@ -42,7 +42,7 @@ from rounds_tables import ARMS, FILTER, NO_FILTER, RANDOM
 from scenarios import read_rows
 
 ROUNDS = 2
-DRAWS = 2
+DRAWS = 1
 """Answers to each held-out prompt."""
 BATCH, MAX_TOKENS = 64, 48
 JUDGES = (SPOILT, FAIR)
@@ -165,7 +165,7 @@ class Bench:
 
 
 def congrad(log: Path, *words: str) -> None:
-    """``python -m congrad_cli WORDS`` as a fork of this process; trainings are forks of the fork."""
+    """``python -m congrad_cli WORDS`` as a fork of this process, its trainings as forks of it."""
     from congrad_cli.__main__ import main
     from congrad_cli.loop import train as training
 
@@ -189,38 +189,41 @@ def congrad(log: Path, *words: str) -> None:
         raise SystemExit(f"congrad {' '.join(words)} failed, see {log}")
 
 
-def copied(source: Path, target: Path) -> Iterator[Path]:
+def copied(source: Path | None, target: Path) -> Iterator[Path]:
     """A copy of a run that is worked on, once, and then takes its name; nothing if it is there."""
     if target.exists():
         return
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    if source.exists():
+    if source is not None:
         shutil.copytree(source, part)
     yield part
     part.rename(target)
 
 
-def fork_arms(bench: Bench, seed: int, kind: str) -> dict[str, Path]:
-    """The runs of all arms, up to where they differ."""
+def begun(bench: Bench, seed: int, kind: str, arm: str) -> Path:
+    """The run of an arm, up to where the arms differ or further."""
     folder = bench.work / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     judge = judge_of(kind, seed)
-    drawn, judged = folder / "drawn", folder / f"{kind}-judged"
-    runs = {arm: folder / f"{kind}-{arm.replace(' ', '-')}" for arm in ARMS}
-    for part in copied(folder / "-", drawn):
+    drawn, judged, run = (folder / name for name in (
+        "drawn", f"{kind}-judged", f"{kind}-{arm.replace(' ', '-')}"))
+    for part in copied(None, drawn):
         bench.loop(part, seed, FAIR, "--until", "1/candidates")
     for part in copied(drawn, judged):
         bench.loop(part, seed, judge, "--until", "1/pairs")
-    for part in copied(judged, runs[NO_FILTER]):
-        bench.loop(part, seed, judge, *without_filter(), "--until", "1/pairs")
-    for part in copied(judged, runs[FILTER]):
-        bench.loop(part, seed, judge, "--until", "1/filter")
-    if kind == SPOILT:
-        for part in copied(runs[FILTER], runs[RANDOM]):
-            bench.loop(part, seed, judge, *as_many(runs[FILTER]), "--until", "1/filter",
+    if arm == NO_FILTER:
+        for part in copied(judged, run):
+            bench.loop(part, seed, judge, *without_filter(), "--until", "1/pairs")
+    elif arm == FILTER:
+        for part in copied(judged, run):
+            bench.loop(part, seed, judge, "--until", "1/filter")
+    else:
+        filtered = begun(bench, seed, kind, FILTER)
+        for part in copied(filtered, run):
+            bench.loop(part, seed, judge, *as_many(filtered), "--until", "1/filter",
                        "--restart-from", "1/filter")
-    return runs
+    return run
 
 
 def judge_of(kind: str, seed: int) -> str:
@@ -236,8 +239,7 @@ def without_filter() -> tuple[str, ...]:
 def as_many(run: Path) -> tuple[str, ...]:
     """The options of the random filter: the share that congrad's filter keeps in round 1."""
     made, kept = (len(rows) for rows in pairs_of(run, 1))
-    return ("--set", "filter.rank_by=random", "--set", f"filter.keep_ratio={kept / made:.6f}",
-            "--set", "consensus.seed=0")
+    return "--set", "filter.rank_by=random", "--set", f"filter.keep_ratio={kept / made:.6f}"
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -288,16 +290,18 @@ def one_run(bench: Bench, cells: Cells, seed: int, kind: str, arm: str) -> None:
     names = [(f"{kind}, round {number}", arm, seed) for number in range(1, ROUNDS + 1)]
     if all(name in cells for name in names):
         return
-    began, runs = time.time(), fork_arms(bench, seed, kind)
-    options = {NO_FILTER: without_filter, FILTER: tuple,
-               RANDOM: lambda: as_many(runs[FILTER])}[arm]()
-    bench.loop(runs[arm], seed, judge_of(kind, seed), *options)
+    began, run = time.time(), begun(bench, seed, kind, arm)
+    options: tuple[str, ...] = ()
+    if arm != FILTER:
+        options = (without_filter() if arm == NO_FILTER
+                   else as_many(begun(bench, seed, kind, FILTER)))
+    bench.loop(run, seed, judge_of(kind, seed), *options)
     for number, (scenario, _, _) in enumerate(names, 1):
-        model = runs[arm] / f"round-{number}" / "08-train" / "model"
+        model = run / f"round-{number}" / "08-train" / "model"
         if (scenario, arm, seed) not in cells:
             found = bench.measured(str(model))
             cells.add({"scenario": scenario, "selection": arm, "seed": seed,
-                       **about_round(bench, runs[arm], number),
+                       **about_round(bench, run, number),
                        **{name: found[name] for name in ("pairs", "texts", "fresh")}})
     print(f"{kind}, {arm}, {seed}: {time.time() - began:.0f} s, CPU {cpu():.0f} s in all",
           flush=True)
