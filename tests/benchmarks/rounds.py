@@ -327,7 +327,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=12, help="texts of each language")
     parser.add_argument("--per-language", type=int, default=16, help="prompts of each round")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args(words)
     args.work = args.work.absolute()
