@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,8 @@ def test_the_loop_makes_right_pairs_by_the_fair_judge_and_wrong_ones_where_it_is
     with rounds_judge.served(JUDGE) as url:
         config = configuration(tmp_path, url)
         for name in (FAIR, SPOILT):
-            backend = open_openai(config.judge.backend, name, tmp_path, lambda _: None)
-            backend._model = name
+            section = replace(config.judge.backend, model=name)
+            backend = open_openai(section, "", tmp_path, lambda _: None)
             judged = list(RubricJudge(backend, config.judge, 0).judge(items))
             made = list(make_pairs(items, judged, PairsSection(check_language=False), ()))
             assert [JUDGE.is_wrong(one["pair"]) for one in made] == [

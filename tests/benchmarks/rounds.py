@@ -38,7 +38,7 @@ from downstream import MAX_LENGTH, QUIET, TINY, Cells, run_fork, weigh
 from downstream_tables import INITIAL
 from rounds_data import Data, data_of_bundled, data_of_text
 from rounds_judge import FAIR, SPOILT, Judge
-from rounds_tables import ARMS, FILTER, NO_FILTER, RANDOM
+from rounds_tables import ARMS, FILTER, RANDOM
 from scenarios import read_rows
 
 ROUNDS = 2
@@ -201,8 +201,8 @@ def copied(source: Path | None, target: Path) -> Iterator[Path]:
     part.rename(target)
 
 
-def begun(bench: Bench, seed: int, kind: str, arm: str) -> Path:
-    """The run of an arm, up to where the arms differ or further."""
+def begun(bench: Bench, seed: int, kind: str, arm: str) -> tuple[Path, tuple[str, ...]]:
+    """The run of an arm, up to where the arms differ or further, and the arm's options."""
     folder = bench.work / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     judge = judge_of(kind, seed)
@@ -212,28 +212,22 @@ def begun(bench: Bench, seed: int, kind: str, arm: str) -> Path:
         bench.loop(part, seed, FAIR, "--until", "1/candidates")
     for part in copied(drawn, judged):
         bench.loop(part, seed, judge, "--until", "1/pairs")
-    if arm == NO_FILTER:
-        for part in copied(judged, run):
-            bench.loop(part, seed, judge, *without_filter(), "--until", "1/pairs")
-    elif arm == FILTER:
-        for part in copied(judged, run):
-            bench.loop(part, seed, judge, "--until", "1/filter")
-    else:
-        filtered = begun(bench, seed, kind, FILTER)
+    if arm == RANDOM:
+        filtered, _ = begun(bench, seed, kind, FILTER)
+        options = as_many(filtered)
         for part in copied(filtered, run):
-            bench.loop(part, seed, judge, *as_many(filtered), "--until", "1/filter",
+            bench.loop(part, seed, judge, *options, "--until", "1/filter",
                        "--restart-from", "1/filter")
-    return run
+        return run, options
+    for part in copied(judged, run):
+        if arm == FILTER:  # as far as the random filter starts from
+            bench.loop(part, seed, judge, "--until", "1/filter")
+    return run, () if arm == FILTER else ("--set", "filter.enabled=false")
 
 
 def judge_of(kind: str, seed: int) -> str:
     """The judge's name; a spoilt one has something else spoilt with each seed."""
     return FAIR if kind == FAIR else f"{kind}-{seed}"
-
-
-def without_filter() -> tuple[str, ...]:
-    """The options of that arm."""
-    return "--set", "filter.enabled=false"
 
 
 def as_many(run: Path) -> tuple[str, ...]:
@@ -290,11 +284,8 @@ def one_run(bench: Bench, cells: Cells, seed: int, kind: str, arm: str) -> None:
     names = [(f"{kind}, round {number}", arm, seed) for number in range(1, ROUNDS + 1)]
     if all(name in cells for name in names):
         return
-    began, run = time.time(), begun(bench, seed, kind, arm)
-    options: tuple[str, ...] = ()
-    if arm != FILTER:
-        options = (without_filter() if arm == NO_FILTER
-                   else as_many(begun(bench, seed, kind, FILTER)))
+    began = time.time()
+    run, options = begun(bench, seed, kind, arm)
     bench.loop(run, seed, judge_of(kind, seed), *options)
     for number, (scenario, _, _) in enumerate(names, 1):
         model = run / f"round-{number}" / "08-train" / "model"
