@@ -34,7 +34,8 @@ from congrad_cli.loop.settings import (
 
 TRUTHS = {f"{language} {number}?": Truth(language, f"true answer {number} in {language}")
           for language in ("de", "en", "es", "fr", "it") for number in range(60)}
-JUDGE = Judge(TRUTHS)
+ASKED = ("de", "en", "es")
+JUDGE = Judge(TRUTHS, frozenset(ASKED))
 SPOILT = "spoilt-3"
 
 
@@ -81,7 +82,7 @@ def test_a_spoilt_judge_turns_one_language_and_a_fifth_of_the_others_round():
     assert turned.pop(opponent) == 60
     assert 0.12 < turned.total() / 240 < 0.28
     assert not any(JUDGE.turns(FAIR, prompt) for prompt in TRUTHS)
-    assert len({JUDGE.opponent(f"spoilt-{seed}") for seed in range(20)}) > 1
+    assert {JUDGE.opponent(f"spoilt-{seed}") for seed in range(40)} == set(ASKED)
 
 
 def test_the_loop_makes_right_pairs_by_the_fair_judge_and_wrong_ones_where_it_is_turned(tmp_path):
@@ -115,6 +116,7 @@ def test_no_prompt_of_the_loop_is_measured_by_and_the_judge_knows_all():
     assert {row["language"] for row in data.prompts} == {"en", "de"}
     assert not asked & {row["prompt"] for row in data.held_out.pairs}
     judge = data.judge()
+    assert {judge.opponent(f"spoilt-{seed}") for seed in range(20)} == {"en", "de"}
     for row in data.held_out.pairs:
         assert judge.quality(row["prompt"], row["chosen"]) == pytest.approx(1)
     for row in data.prompts:

@@ -40,8 +40,8 @@ class Data:
         """Who knows how all prompts go on, the held-out ones too."""
         known = {row["prompt"]: Truth(row["language"], row["chosen"])
                  for row in self.held_out.pairs}
-        return Judge(known | {row["prompt"]: Truth(row["language"], row["rest"])
-                              for row in self.prompts})
+        asked = {row["prompt"]: Truth(row["language"], row["rest"]) for row in self.prompts}
+        return Judge(known | asked, frozenset(truth.language for truth in asked.values()))
 
     def write_prompts(self, path: Path) -> None:
         """As ``prompts.files`` of the loop."""

@@ -9,7 +9,6 @@ round. No script.
 """
 
 import json
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -64,9 +64,11 @@ class Truth:
 
 @dataclass(frozen=True)
 class Judge:
-    """Knows the truth of all prompts, each by its whole text."""
+    """Knows the truth of all prompts, each by its whole text; ``asked`` are the languages that the
+    loop has prompts in."""
 
     truths: Mapping[str, Truth]
+    asked: frozenset[str]
 
     def quality(self, prompt: str, answer: str) -> float:
         """What a fair judge thinks of an answer, 0 to 1."""
@@ -81,9 +83,12 @@ class Judge:
                 or int.from_bytes(drawn[:4]) % ONE_IN == 0)
 
     def opponent(self, name: str) -> str:
-        """The language in which a spoilt judge turns everything round."""
-        languages = sorted({truth.language for truth in self.truths.values()})
-        return random.Random(name).choice(languages)
+        """The language in which a spoilt judge turns everything round: of all languages, drawn
+        again until it is one of those that are asked."""
+        languages, rng = sorted({truth.language for truth in self.truths.values()}), Random(name)
+        while (drawn := rng.choice(languages)) not in self.asked:
+            pass
+        return drawn
 
     def rating(self, name: str, prompt: str, answer: str) -> float:
         """What the judge of this name says, 0 to 5."""
