@@ -348,6 +348,21 @@ def test_a_changed_value_is_refused_and_taken_with_a_restart(config, models):
     assert "candidates = 4" in (Path(config().run.folder) / "config.toml").read_text()
 
 
+def test_a_filter_that_is_switched_off_goes_by_the_step_that_the_refusal_names(config, models):
+    start(config())
+    job, off = Job(config(), Silent()), config("filter.enabled=false")
+    for stage in ("sketch", "consensus", "filter"):
+        finished(job, 1, stage)
+    assert "--restart-from 1/sketch" in refused(off)
+    pairs = items(off, "1/pairs")
+    start(off, restart="1/sketch")
+    assert {path.name for path in (job.folder / "round-1").iterdir()} == {
+        "01-prompts", "02-candidates", "03-judgements", "04-pairs"}
+    assert items(off, "1/pairs") == pairs
+    with pytest.raises(UsageError, match="no such step"):  # there is nothing of it any more
+        start(off, restart="1/sketch")
+
+
 def test_what_is_tried_and_refused_leaves_the_kept_configuration(config, models):
     start(config())
     text = (Path(config().run.folder) / "config.toml").read_bytes()

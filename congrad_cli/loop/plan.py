@@ -3,7 +3,7 @@
 import difflib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,13 @@ def steps(config: LoopConfig) -> list[Step]:
     return result
 
 
-def find_step(text: str, option: str, config: LoopConfig) -> Step:
-    """The step that ``ROUND/STAGE`` names; the stage may have its number in front."""
+def find_step(
+    text: str, option: str, config: LoopConfig, there: Collection[Step] = ()
+) -> Step:
+    """The step that ``ROUND/STAGE`` names; the stage may have its number in front.
+
+    It must be a step of this configuration, or one of those that are ``there``.
+    """
     match = re.fullmatch(r"(\d{1,6})/(?:\d\d-)?([a-z]+)", text)
     if match is None:
         raise UsageError(f"{option} {text}: ROUND/STAGE is needed, such as 1/pairs.",
@@ -72,7 +77,7 @@ def find_step(text: str, option: str, config: LoopConfig) -> Step:
                          *([f"did you mean {near[0]}?"] if near else []),
                          f"stages: {', '.join(STAGES)}")
     step = step_of(int(match[1]), match[2])
-    if step not in steps(config):
+    if step not in steps(config) and step not in there:
         raise UsageError(f"{option} {text}: this run has no such step.",
                          f"rounds: 1 to {config.run.rounds}; round 0 is the initial model's "
                          "evaluation; [filter] and [evaluate] say which stages there are")

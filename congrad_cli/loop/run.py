@@ -146,7 +146,8 @@ def _to_remove(job: Job, request: Request) -> set[Step]:
     """What is made anew; what stays must be of this configuration."""
     begun, gone = set(begun_steps(job.folder)), set[Step]()
     if request.restart_from:
-        anew = after(find_step(request.restart_from, "--restart-from", job.config))
+        # a stage that is switched off now is there from before, and is where its values began
+        anew = after(find_step(request.restart_from, "--restart-from", job.config, begun))
         gone = {step for step in begun if anew(step)}
     # with a restart evaluations follow what changed, see make(): nothing is made of them
     follow = {step for step in begun if request.restart_from and step.stage == EVALUATION}
