@@ -28,8 +28,8 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))
 from conflicts import DECORATIONS, FLAWS, LANGUAGES
 from detection import Bench
 from finders import (
-    DEFAULT,
     FINDERS,
+    REFERENCE,
     SPECS,
     DrawnPairs,
     Sketches,
@@ -86,6 +86,11 @@ def sketches_of(pool, dim=48, seed=0):
     rows /= norm[:, None]
     return rows, Sketches(rows @ rows.T, norm, rng.standard_normal((count, 2)),
                           rng.integers(1, 9, (count, 3)))
+
+
+def test_a_finder_normalises_pairs_as_its_name_says():
+    for name, spec in SPECS.items():
+        assert spec.settings.pair_norm in name
 
 
 def test_auroc_of_weights_is_auroc_of_copies():
@@ -157,7 +162,7 @@ def test_scores_in_coordinates_are_those_of_the_rows():
                        np.array([names.index(one) for one in languages], np.int32), names)
     signed = np.where(found.turned, -1, 1)[:, None] * rows[found.place]
     store = memory_store(signed, sketches.norm[found.place], languages)
-    for name in (DEFAULT, "mean, unit", "upgrad, raw"):
+    for name in (REFERENCE, "mean, unit", "upgrad, raw"):
         settings = SPECS[name].settings
         belong = members(store, store.column("group"), len(names), settings)
         groups = group_gradients(store, names, belong)
@@ -201,7 +206,7 @@ def test_every_finder_is_measured_in_every_kind_of_scenario():
         assert {cell.scenario for cell in cells} == {name}
         assert all(cell.low <= cell.high for cell in found.values())
         # gradients alone tell here: lengths, log-probabilities and norms are random
-        assert found[DEFAULT].value > 0.95
+        assert found[REFERENCE].value > 0.95
         assert found["mean, unit, item left out"].value > 0.9
         assert all(0.2 < found[one].value < 0.8 for one in ("margin", "length", "random"))
 

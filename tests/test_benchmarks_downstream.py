@@ -14,7 +14,8 @@ import downstream
 import downstream_plan as plan
 import downstream_tables as tables
 from conflicts import LANGUAGES
-from downstream_data import SCENARIOS, SEEN, UNSEEN, HeldOut, parts_of_bundled
+from downstream_data import SCENARIOS, SEEN, UNSEEN, HeldOut, lenders_of, parts_of_bundled
+from measures import interval, resamples, seeds_interval
 from scenarios import Pool
 from test_benchmarks_detection import rows_of_a_pool, sketches_of
 
@@ -189,6 +190,31 @@ def test_the_printed_tables_have_the_measured_numbers(capsys):
                      "**+1.000** [+1.000, +1.000] | - | 0.100 | - |")
     assert second == ("| random half | 1 | 0% | 0.000 | **-1.000** [-1.000, -1.000] | - | - | "
                       "**-1.000** [-1.000, -1.000] | -0.100 | **-0.050** [-0.050, -0.050] |")
+
+
+def test_intervals_hold_the_truth_of_few_seeds_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    for seeds in (3, 5):
+        drawn = resamples(seeds, 200, rng)
+        held = 0
+        for _ in range(600):
+            parts = [np.full(201, value) for value in rng.normal(0, 1, seeds)]
+            _, low, high = seeds_interval(parts, drawn)
+            held += low <= 0 <= high
+        assert 0.93 < held / 600 < 0.975
+
+
+def test_one_seed_has_the_interval_of_its_items():
+    part = np.arange(101.0)
+    assert seeds_interval([part], resamples(1, 100, np.random.default_rng(0))) == interval(part)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 439])
+def test_no_paragraph_lends_to_itself(count):
+    keys = [("help", str(number)) for number in range(count)]
+    lenders = lenders_of(keys)
+    assert sorted(lenders) == sorted(keys)
+    assert all(key != lender for key, lender in zip(keys, lenders, strict=True))
 
 
 def test_a_line_that_was_cut_off_counts_as_not_there(tmp_path):

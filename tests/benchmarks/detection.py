@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from detection_tables import BEYOND, BEYOND_MEAN, SHOWN, Cell, show, write_cells
 from finders import (
-    DEFAULT,
     FINDERS,
+    REFERENCE,
     DrawnPairs,
     Found,
     Sketches,
@@ -108,7 +108,7 @@ class Bench:
         drawn = resamples(seeds, len(self.weight) - 1, np.random.default_rng(1))
         means = {key: over_seeds(values, drawn) for key, values in parts.items()}
         for finder, measure in list(means):
-            other = {BEYOND: DEFAULT, BEYOND_MEAN: f"mean, {finder.split(', ')[-1]}"}
+            other = {BEYOND: REFERENCE, BEYOND_MEAN: f"mean, {finder.split(', ')[-1]}"}
             for beyond, reference in other.items():
                 if measure in ("auroc", "precision") and (reference, measure) in means:
                     means[finder, f"{measure} {beyond}"] = (

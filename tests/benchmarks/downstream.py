@@ -9,7 +9,7 @@ Seeds come first, so that what is there at any time has all scenarios and select
     python tests/benchmarks/downstream.py --text parallel.jsonl --pool pool.jsonl \\
         --store tiny.congrad --work down --sweep 3e-5 1e-4 3e-4 1e-3
     python tests/benchmarks/downstream.py --text parallel.jsonl --pool pool.jsonl \\
-        --store tiny.congrad --work down --learning-rate 3e-4
+        --store tiny.congrad --work down --learning-rate 1e-4
     python tests/benchmarks/downstream_tables.py down/cells.jsonl --out down/cells.csv
 
 The store is that of ``detection.py``, of the whole pool. Larger evaluations of the same models:

@@ -2,7 +2,8 @@
 
 Training pairs are draws of the pool of ``conflicts.py``. Held-out pairs are made in the same way,
 rightly labelled, of paragraphs on pages that the pool has nothing from; held-out texts and the
-pairs of the learning-rate sweep are of further paragraphs. Nothing stands in two of these parts.
+pairs of the learning-rate sweep are of further paragraphs. Nothing stands in two of these parts,
+but that the sweep measures the held-out texts of help pages, too.
 """
 
 import hashlib
@@ -84,6 +85,14 @@ def free_paragraphs(table: Table, rows: list[Row]) -> list[Key]:
     return unlike_ends(free, table, languages, set())
 
 
+def lenders_of(keys: list[Key]) -> list[Key]:
+    """For each paragraph another one, from the other end, that lends it an off-topic answer."""
+    lenders, middle = keys[::-1], len(keys) // 2
+    if len(keys) % 2:  # the middle one would lend to itself
+        lenders[middle : middle + 2] = lenders[middle : middle + 2][::-1]
+    return lenders
+
+
 def pairs_of(
     table: Table, keys: list[Key], donors: list[Key], languages: tuple[str, ...], first: int
 ) -> Iterator[Row]:
@@ -120,7 +129,7 @@ def parts_of_text(path: Path, rows: list[Row], pairs: int, texts: int) -> Parts:
     donors = near[::-1]  # from the other end
     return Parts(
         Pool([row for row in rows if row["language"] in SEEN]),
-        HeldOut(list(pairs_of(table, away[:pairs], away[::-1], LANGUAGES, 5000)),
+        HeldOut(list(pairs_of(table, away[:pairs], lenders_of(away), LANGUAGES, 5000)),
                 texts_of(table, [*help_texts, *articles[: texts // 2]])),
         list(pairs_of(table, near[:SWEEP_TRAIN], donors, SEEN, 6000)),
         HeldOut(list(pairs_of(table, near[SWEEP_TRAIN:BETWEEN], donors[SWEEP_TRAIN:], SEEN, 7000)),

@@ -105,8 +105,8 @@ def merge(
     """The same draws with the selections of both plans."""
     for scenario, draws in first.items():
         for seed, drawn in draws.items():
-            other = added[scenario][seed]
-            if (other.ids, other.turned) != (drawn.ids, drawn.turned):
+            other = added.get(scenario, {}).get(seed)
+            if other is None or (other.ids, other.turned) != (drawn.ids, drawn.turned):
                 raise SystemExit(f"the plans are of other draws: {scenario}, seed {seed}")
             drawn.kept.update(other.kept)
     return first

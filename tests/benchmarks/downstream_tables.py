@@ -1,9 +1,10 @@
 """What ``downstream.py`` found, as Markdown and CSV.
 
 Every number is a mean over seeds and held-out pairs (or texts). 95 % intervals are of a bootstrap
-over paragraphs (all translations go together) and over seeds; differences to "all data" and "random
-half" are paired in both, and use the seeds for which both are there. With one seed an interval is
-of the paragraphs alone, and says nothing of how another draw or another training would end.
+over paragraphs (all translations go together) and over seeds, or of Student's t over the seeds'
+means where that is wider; differences to "all data" and "random half" are paired in both, and use
+the seeds for which both are there. With one seed an interval is of the paragraphs alone, and says
+nothing of how another draw or another training would end.
 
     python tests/benchmarks/downstream_tables.py down/cells.jsonl --out down/cells.csv
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from downstream_data import UNSEEN
-from measures import interval, over_seeds, resamples
+from measures import resamples, seeds_interval
 
 INITIAL = "initial model"
 COMPARED = ("all data", "random half")
@@ -138,10 +139,10 @@ def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
                 if not both or beyond == name[1] != "":
                     continue
                 each = [found[seed] - other[seed] if beyond else found[seed] for seed in both]
-                mean = over_seeds(each, drawn[:, [seeds.index(seed) for seed in both]])
+                mine = drawn[:, [seeds.index(seed) for seed in both]]
                 rows.append(Row(*name, *key, beyond, len(both),
                                 float(np.mean([bad[name][seed] for seed in both])),
-                                *interval(mean)))
+                                *seeds_interval(each, mine)))
     return rows
 
 

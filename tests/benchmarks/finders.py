@@ -135,7 +135,7 @@ def _specs() -> dict[str, Spec]:
             f"{name}, item left out": Spec(base, leave_out="item"),
             f"{name}, language left out": Spec(base, leave_out="language"),
         }
-    found["pcgrad, raw, ema"] = Spec(replace(plain, average="ema"))
+    found["pcgrad, raw, ema"] = Spec(replace(plain, average="ema", pair_norm="raw"))
     found["pcgrad, unit, ema"] = Spec(replace(plain, average="ema", pair_norm="unit"))
     for norm in ("raw", "unit"):
         found[f"no groups, {norm}"] = Spec(
@@ -144,7 +144,7 @@ def _specs() -> dict[str, Spec]:
 
 
 SPECS = _specs()
-DEFAULT = "pcgrad, raw"
+REFERENCE = "pcgrad, raw"
 RANKS_ADDED = {"pcgrad, unit + margin per token": ("pcgrad, unit", "margin per token")}
 SIMPLE = ("own language, raw", "own language, unit", *RANKS_ADDED, "margin", "margin per token",
           "norm", "length", "random")

@@ -63,6 +63,30 @@ def over_seeds(parts: list[Floats], seeds: Floats) -> Floats:
                      out=np.full(len(seeds), np.nan), where=total > 0)
 
 
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""The 97.5 % quantile of Student's t for 1 to 10 degrees of freedom."""
+
+
+def student95(free: int) -> float:
+    """The 97.5 % quantile of Student's t, to 0.5 %."""
+    return T95[free - 1] if free <= len(T95) else 1.96 + 2.4 / free
+
+
+def seeds_interval(parts: list[Floats], seeds: Floats) -> tuple[float, float, float]:
+    """The mean of the seeds' results, and 95 %: those of the bootstrap over items and seeds, and
+    where it is wider those of Student's t over the seeds' own means.
+
+    The bootstrap alone is too narrow for few seeds: where all scatter is of theirs, it holds the
+    truth in 76 % of cases with three of them and in 83 % with five.
+    """
+    value, low, high = interval(over_seeds(parts, seeds))
+    means = [float(part[0]) for part in parts if not np.isnan(part[0])]
+    if len(means) < 2:
+        return value, low, high
+    half = student95(len(means) - 1) * float(np.std(means, ddof=1)) / len(means) ** 0.5
+    return value, min(low, value - half), max(high, value + half)
+
+
 def interval(values: Floats) -> tuple[float, float, float]:
     """The first of [R], and the middle 95 % of the others."""
     rest = values[1:][~np.isnan(values[1:])]

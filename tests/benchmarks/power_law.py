@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""The 97.5 % quantile of Student's t for 1 to 10 degrees of freedom."""
-NORMAL95 = 1.960
+from measures import student95
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,7 @@ def fit_power(runs: Iterable[tuple[float, float]]) -> PowerLaw:
     free = len(x) - 2
     half = math.nan
     if free:
-        student = T95[free - 1] if free <= len(T95) else NORMAL95
-        half = student * math.sqrt(float(rest @ rest) / free / float(centred @ centred))
+        half = student95(free) * math.sqrt(float(rest @ rest) / free / float(centred @ centred))
     factor = math.exp(y.mean() - exponent * x.mean())
     return PowerLaw(exponent, exponent - half, exponent + half, factor)
 

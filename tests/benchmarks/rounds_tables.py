@@ -1,7 +1,8 @@
 """What ``rounds.py`` found, as Markdown and CSV.
 
 Numbers and intervals are made as in ``downstream_tables.py``: 95 %, of a bootstrap over paragraphs
-(all translations go together) and over seeds; differences are paired in both.
+(all translations go together) and over seeds, or of Student's t over seeds where that is wider;
+differences are paired in both.
 
     python tests/benchmarks/rounds_tables.py rounds/cells.jsonl --out rounds/cells.csv
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 import downstream_tables as tables
 import numpy as np
 from downstream_tables import INITIAL, LIKELIER, MARGIN, REWARD, TAX, Floats, Line, Row, Weighed
-from measures import interval, over_seeds, resamples
+from measures import interval, resamples, seeds_interval
 
 FRESH = "answers' chrF"
 MEASURES = (FRESH, REWARD, LIKELIER, MARGIN, TAX)
@@ -66,8 +67,9 @@ def measure(lines: Sequence[Line], count: int = tables.RESAMPLES) -> list[Row]:
                     each = [mean - (before[key] if beyond == INITIAL
                                     else found[scenario, beyond, seed][key])
                             for mean, seed in zip(each, both, strict=True)]
-                mean = over_seeds(each, drawn[:, [seeds.index(seed) for seed in both]])
-                rows.append(Row(scenario, arm, *key, beyond, len(both), bad, *interval(mean)))
+                mine = drawn[:, [seeds.index(seed) for seed in both]]
+                rows.append(
+                    Row(scenario, arm, *key, beyond, len(both), bad, *seeds_interval(each, mine)))
     return rows
 
 

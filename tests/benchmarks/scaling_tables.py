@@ -1,5 +1,6 @@
 """Points of ``scaling.py`` as Markdown, with the exponents of what grows; no script."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,8 @@ FROM_START = {
     "consensus-groups": ("CPU s",),
 }  # fmt: skip
 """Measures that hold a fixed start: their exponents are those of the growth from the least size."""
+FITTED_TO = {"sketch-length": 2048}
+"""Beyond this size attention goes another way, and its cost with it."""
 UNFITTED = ("share of the matmul rate", "sketch / rows")
 SIZE_NAMES = {
     "sketch-n": "pairs", "sketch-model": "parameters", "sketch-dim": "numbers a row",
@@ -61,7 +64,8 @@ def exponent(part: str, column: Column, points: Iterable[Point]) -> str:
             turns.setdefault(point.turn, {})[point.size] = point.measures[measure]
     if measure in FROM_START.get(part, ()):
         turns = {turn: beyond_start(values) for turn, values in turns.items()}
-    runs = [run for values in turns.values() for run in values.items() if run[1] > 0]
+    runs = [run for values in turns.values() for run in values.items()
+            if run[1] > 0 and run[0] <= FITTED_TO.get(part, math.inf)]
     return str(fit_power(runs)) if len({size for size, _ in runs}) > 2 else ""
 
 
