@@ -31,7 +31,7 @@ SEED = 2026
 CHAT_LANGUAGES = ("en", "zh")
 OPTION_LANGUAGES = ("de", "es", "fr", "hi", "it", "pt", "th")
 CHATS = 80
-"""Pairs of each language: the shortest, for want of time."""
+"""Pairs of each language: the shortest, to keep it small."""
 QUESTIONS = 30
 """Of each subject the shortest question; of those the shortest."""
 FIRST_PLACE = 100
