@@ -14,6 +14,9 @@ from synthetic import read_all
 
 from congrad_cli.checkpoint import load_tokenizer
 from congrad_cli.model_source import find_model
+from congrad_cli.sketch.exact import exact_gradient
+from congrad_cli.sketch.layers import all_layers, choose_layers
+from congrad_cli.sketch.model import load_model
 from congrad_cli.sketch.tokens import tokenize_all
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
@@ -23,6 +26,7 @@ import peer_methods
 import peer_script_runs
 import peers
 from agreement import view
+from pair_gradients import pair_gradients
 from peer_script_runs import FOLDER, SCRIPTS, code_lines, run_script
 
 
@@ -127,6 +131,19 @@ def test_all_methods_see_the_same_pairs(monkeypatch, tmp_path, two_languages, ti
         assert found[method, "pairs a CPU s"] > found[method, "whole job, pairs a CPU s"] > 0
     assert found["dense 8,192", "of these also by exact"] == 1
     assert found["congrad 16k", "CPU time / congrad"] == 1
+
+
+def test_the_scripts_gradients_are_the_exact_ones(two_languages, tiny_model):
+    source = find_model(tiny_model)
+    model = load_model(source, torch.device("cpu"), torch.float32)
+    layers = choose_layers(all_layers(model), "blocks")
+    ours = tokenize_all(read_all(two_languages), load_tokenizer(source, None), 10**6)
+    exact = torch.stack([
+        torch.cat([part.flatten() for part in exact_gradient(model, layers, pair).layers.values()])
+        for pair in ours])
+    _, pairs = keep_agreeing.read_pairs(two_languages, tiny_model)
+    theirs = torch.stack(list(pair_gradients(str(tiny_model), pairs)))
+    torch.testing.assert_close(theirs @ theirs.T, exact @ exact.T, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["autograd", "dense"])
