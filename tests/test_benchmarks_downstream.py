@@ -174,21 +174,21 @@ def test_scenarios_with_bad_labels_are_pooled_over_the_seeds_that_all_have():
              cell("swapped-20", 1, 9), cell("clean", 0, 7)]
     rows = tables.measure(lines, count=5)
     pooled = found(rows, scenario=tables.POOLED, subset="all", measure=tables.MARGIN, beyond="")
-    assert pooled.seeds == 1
+    assert pooled.seeds == 2  # one of each scenario
     assert pooled.value == pytest.approx(0.1 * 2)
     assert pooled.bad == pytest.approx(0.2)
 
 
 def test_the_printed_tables_have_the_measured_numbers(capsys):
     lines = [initial()] + [
-        line("swapped-20", name, 0, [[-10.0 + gain, -20.0]] * 4, [-30.0, -10.0 - gain])
-        for name, gain in (("all data", 1), ("random half", -1))]
+        line("swapped-20", name, seed, [[-10.0 + gain, -20.0]] * 4, [-30.0, -10.0 - gain])
+        for name, gain in (("all data", 1), ("random half", -1)) for seed in (0, 1)]
     tables.show(tables.measure(lines, count=5))
     head, _, first, second = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert head.startswith("| swapped-20 | seeds | bad labels | reward accuracy | ")
-    assert first == ("| all data | 1 | 0% | 1.000 | - | **+1.000** [+1.000, +1.000] | "
+    assert first == ("| all data | 2 | 0% | 1.000 | - | **+1.000** [+1.000, +1.000] | "
                      "**+1.000** [+1.000, +1.000] | - | 0.100 | - |")
-    assert second == ("| random half | 1 | 0% | 0.000 | **-1.000** [-1.000, -1.000] | - | - | "
+    assert second == ("| random half | 2 | 0% | 0.000 | **-1.000** [-1.000, -1.000] | - | - | "
                       "**-1.000** [-1.000, -1.000] | -0.100 | **-0.050** [-0.050, -0.050] |")
 
 

@@ -128,28 +128,27 @@ def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
         for key, mean in one_model(line, initial, count):
             parts[name][key][line["seed"]] = mean
     pool(parts, bad)
-    seeds = sorted({line["seed"] for line in lines})
-    drawn = resamples(len(seeds), count, np.random.default_rng(1))
     rows = []
     for name, measures in parts.items():
         for key, found in measures.items():
             for beyond in ("", *COMPARED):
                 other = parts.get((name[0], beyond), {}).get(key, {}) if beyond else {}
-                both = [seed for seed in seeds if seed in found and (not beyond or seed in other)]
+                both = [seed for seed in sorted(found) if not beyond or seed in other]
                 if not both or beyond == name[1] != "":
                     continue
                 each = [found[seed] - other[seed] if beyond else found[seed] for seed in both]
-                mine = drawn[:, [seeds.index(seed) for seed in both]]
+                drawn = resamples(len(both), count, np.random.default_rng(1))
                 rows.append(Row(*name, *key, beyond, len(both),
                                 float(np.mean([bad[name][seed] for seed in both])),
-                                *seeds_interval(each, mine)))
+                                *seeds_interval(each, drawn)))
     return rows
 
 
 def pool(parts: Parts, bad: Bad) -> None:
     """Add the mean over all scenarios with bad labels, of the selections and seeds that all have.
 
-    Items and seeds are drawn for all scenarios together.
+    Every seed of a scenario counts as one: draws and trainings of different scenarios have nothing
+    in common but the held-out items, which are drawn for all together.
     """
     scenarios = dict.fromkeys(name[0] for name in parts if name[0] not in (INITIAL, CLEAN))
     for selection in dict.fromkeys(name[1] for name in parts):
@@ -157,15 +156,13 @@ def pool(parts: Parts, bad: Bad) -> None:
         if len(names) < 2 or any(name not in parts for name in names):
             continue
         shared = set.intersection(*(set(bad[name]) for name in names))
-        if not shared:
-            continue
         pooled = POOLED, selection
-        bad[pooled] = {seed: float(np.mean([bad[name][seed] for name in names]))
-                       for seed in shared}
-        for key in parts[names[0]]:
-            parts[pooled][key] = {
-                seed: np.mean([parts[name][key][seed] for name in names], axis=0)
-                for seed in shared}
+        for number, name in enumerate(names):
+            for seed in sorted(shared):
+                one = seed * len(names) + number
+                bad[pooled][one] = bad[name][seed]
+                for key in parts[name]:
+                    parts[pooled][key][one] = parts[name][key][seed]
 
 
 def one_model(line: Line, initial: Line, count: int) -> Iterator[tuple[tuple[str, str], Floats]]:
@@ -220,7 +217,8 @@ def _cell(row: Row | None, beyond: str) -> str:
 
 def _difference(row: Row) -> str:
     value = f"{row.value:+.3f}"
-    value = f"**{value}**" if row.low > 0 or row.high < 0 else value
+    sure = row.seeds > 1 and (row.low > 0 or row.high < 0)  # one seed says nothing of another
+    value = f"**{value}**" if sure else value
     return f"{value} [{row.low:+.3f}, {row.high:+.3f}]"
 
 

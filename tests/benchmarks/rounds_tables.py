@@ -51,7 +51,6 @@ def measure(lines: Sequence[Line], count: int = tables.RESAMPLES) -> list[Row]:
             if line["scenario"] != INITIAL}
     found = {name: dict(means(line, initial, count)) for name, line in once.items()}
     seeds = sorted({seed for _, _, seed in once})
-    drawn = resamples(len(seeds), count, np.random.default_rng(1))
     rows = [Row(INITIAL, "", *key, "", 1, float("nan"), *interval(mean))
             for key, mean in before.items()]
     for scenario, arm in dict.fromkeys((one, arm) for one, arm, _ in once):
@@ -67,9 +66,9 @@ def measure(lines: Sequence[Line], count: int = tables.RESAMPLES) -> list[Row]:
                     each = [mean - (before[key] if beyond == INITIAL
                                     else found[scenario, beyond, seed][key])
                             for mean, seed in zip(each, both, strict=True)]
-                mine = drawn[:, [seeds.index(seed) for seed in both]]
+                drawn = resamples(len(both), count, np.random.default_rng(1))
                 rows.append(
-                    Row(scenario, arm, *key, beyond, len(both), bad, *seeds_interval(each, mine)))
+                    Row(scenario, arm, *key, beyond, len(both), bad, *seeds_interval(each, drawn)))
     return rows
 
 
