@@ -21,8 +21,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,8 @@ class Cells:
             file.write(json.dumps(line | {"setup": self._setup}) + "\n")
         self._done.add(self._name(line))
 
-    def begin(self, model: str, held_out: HeldOut) -> None:
-        """Write what is weighed, by the initial model, unless it is there."""
+    def begin(self, held_out: HeldOut, measured: Callable[[], dict[str, Any]]) -> None:
+        """Write what is weighed, and what is measured of the initial model, unless it is there."""
         if (tables.INITIAL, "", 0) in self:
             return
         self.add({"scenario": tables.INITIAL, "selection": "", "seed": 0,
@@ -156,7 +157,7 @@ class Cells:
                   "items": [row["item"] for row in held_out.pairs],
                   "text_languages": [row["language"] for row in held_out.texts],
                   "text_items": [row["item"] for row in held_out.texts],
-                  **weigh(model, held_out)})
+                  **measured()})
 
     @staticmethod
     def _name(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -174,7 +175,7 @@ def sweep(bench: Bench, rates: list[float]) -> None:
     for rate in rates:
         held_out = bench.parts.sweep_held_out
         cells = Cells(bench.work / f"sweep-{rate:g}.jsonl", bench.setup(rate, held_out))
-        cells.begin(bench.model, held_out)
+        cells.begin(held_out, partial(weigh, bench.model, held_out))
         if ("sweep", f"{rate:g}", 0) not in cells:
             model = bench.train(f"sweep-{rate:g}", bench.parts.sweep_pairs, rate, 0)
             cells.add({"scenario": "sweep", "selection": f"{rate:g}", "seed": 0, "kept": 0,
@@ -189,7 +190,7 @@ def grid(bench: Bench, args: argparse.Namespace, draws: dict[str, dict[str, plan
     """All cells that are not there yet."""
     held_out = bench.parts.held_out
     cells = Cells(args.cells, bench.setup(args.learning_rate, held_out))
-    cells.begin(bench.model, held_out)
+    cells.begin(held_out, partial(weigh, bench.model, held_out))
     for name in wanted(args):
         scenario, selection, seed = name
         if name in cells:
@@ -257,8 +258,7 @@ def sketched(bench: Bench, args: argparse.Namespace) -> Sketches:
     place = {row["id"]: number for number, row in enumerate(read_rows(args.draw_from or args.pool))}
     if len(place) != len(whole.norm):
         raise SystemExit(f"the store has {len(whole.norm)} of {len(place)} pairs")
-    at = np.array([place[row["id"]] for row in bench.parts.pool.rows])
-    return Sketches(whole.cosine[np.ix_(at, at)], whole.norm[at], whole.logp[at], whole.tokens[at])
+    return whole.some(np.array([place[row["id"]] for row in bench.parts.pool.rows]))
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

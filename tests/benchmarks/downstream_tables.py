@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def measure(lines: Sequence[Line], count: int = RESAMPLES) -> list[Row]:
     for line in once.values():
         name = line["scenario"], line["selection"]
         bad[name][line["seed"]] = line.get("bad", float("nan"))
-        for key, mean in one_model(line, initial, count):
+        for key, mean in one_model(values(line, initial), count):
             parts[name][key][line["seed"]] = mean
     pool(parts, bad)
     rows = []
@@ -165,9 +165,9 @@ def pool(parts: Parts, bad: Bad) -> None:
                     parts[pooled][key][one] = parts[name][key][seed]
 
 
-def one_model(line: Line, initial: Line, count: int) -> Iterator[tuple[tuple[str, str], Floats]]:
+def one_model(measures: Mapping[str, Weighed], count: int) -> Iterator[tuple[Name, Floats]]:
     """(subset, measure) -> its values over the resamples [R]; equal items for all models."""
-    for name, found in values(line, initial).items():
+    for name, found in measures.items():
         known, code = np.unique(found.item, return_inverse=True)
         drawn = resamples(len(known), count, np.random.default_rng(0))
         for subset, some in subsets(found.language):
@@ -212,10 +212,11 @@ def _title(column: tuple[str, str, str]) -> str:
 def _cell(row: Row | None, beyond: str) -> str:
     if row is None:
         return "-"
-    return _difference(row) if beyond else f"{row.value:.3f}"
+    return difference(row) if beyond else f"{row.value:.3f}"
 
 
-def _difference(row: Row) -> str:
+def difference(row: Row) -> str:
+    """What a selection is beyond another one, with its interval; bold where that is sure."""
     value = f"{row.value:+.3f}"
     sure = row.seeds > 1 and (row.low > 0 or row.high < 0)  # one seed says nothing of another
     value = f"**{value}**" if sure else value

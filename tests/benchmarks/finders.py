@@ -37,6 +37,11 @@ class Sketches:
     logp: Floats
     tokens: NDArray[np.int32]
 
+    def some(self, at: NDArray[np.int64]) -> "Sketches":
+        """The pairs at these places."""
+        return Sketches(self.cosine[np.ix_(at, at)], self.norm[at], self.logp[at],
+                        self.tokens[at])
+
 
 def read_sketches(store: GradientStore, fold: int = 1, code: str = "float16") -> Sketches:
     """From the store; ``fold`` adds up so many numbers to one, ``code`` stores rows coarser.

@@ -151,8 +151,7 @@ def main(words: list[str] | None = None) -> None:
     elif len(at) != len(pool.rows):
         parser.error(f"the store has {len(at)} pairs; the level has {len(pool.rows)}, "
                      f"the pool {len(rows)}")
-    own = Sketches(stored.cosine[np.ix_(at, at)], stored.norm[at], stored.logp[at],
-                   stored.tokens[at])
+    own = stored.some(at)
     wanted = {row["id"]: number for number, row in enumerate(pool.rows)}
     layouts = {STORE: own, **laid_out(args.model, args.pool, wanted, own, args.exact)}
     table(pool, layouts, args.finders, args.scenarios, args.seeds, args.out)

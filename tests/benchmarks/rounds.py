@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ import numpy as np
 import rounds_judge
 import rounds_tables
 from downstream import MAX_LENGTH, QUIET, TINY, Cells, run_fork, weigh
-from downstream_tables import INITIAL
 from rounds_data import Data, data_of_bundled, data_of_text
 from rounds_judge import FAIR, SPOILT, Judge
 from rounds_tables import ARMS, FILTER, RANDOM
@@ -265,13 +265,7 @@ def about_round(bench: Bench, run: Path, number: int) -> dict[str, Any]:
 def grid(bench: Bench, args: argparse.Namespace) -> None:
     """All rounds that are not there yet."""
     cells, held_out = Cells(args.cells, bench.setup()), bench.data.held_out
-    if (INITIAL, "", 0) not in cells:
-        cells.add({"scenario": INITIAL, "selection": "", "seed": 0,
-                   "languages": [row["language"] for row in held_out.pairs],
-                   "items": [row["item"] for row in held_out.pairs],
-                   "text_languages": [row["language"] for row in held_out.texts],
-                   "text_items": [row["item"] for row in held_out.texts],
-                   **bench.measured(bench.model)})
+    cells.begin(held_out, partial(bench.measured, bench.model))
     for seed in range(args.first_seed, args.seeds):
         for kind in args.judges:
             for arm in args.arms:

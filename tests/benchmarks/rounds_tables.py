@@ -9,12 +9,12 @@ differences are paired in both.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import downstream_tables as tables
 import numpy as np
-from downstream_tables import INITIAL, LIKELIER, MARGIN, REWARD, TAX, Floats, Line, Row, Weighed
+from downstream_tables import INITIAL, LIKELIER, MARGIN, REWARD, TAX, Line, Row, Weighed
 from measures import interval, resamples, seeds_interval
 
 FRESH = "answers' chrF"
@@ -34,22 +34,14 @@ def values(line: Line, initial: Line) -> dict[str, Weighed]:
                            np.array(initial["items"]))} | tables.values(line, initial)
 
 
-def means(line: Line, initial: Line, count: int) -> Iterator[tuple[tuple[str, str], Floats]]:
-    """(subset, measure) -> its values over the resamples [R]; equal items for all models."""
-    for name, found in values(line, initial).items():
-        known, code = np.unique(found.item, return_inverse=True)
-        drawn = resamples(len(known), count, np.random.default_rng(0))
-        for subset, some in tables.subsets(found.language):
-            yield (subset, name), tables.resampled(found, some, drawn, code)
-
-
 def measure(lines: Sequence[Line], count: int = tables.RESAMPLES) -> list[Row]:
     """Every measure of all arms and rounds, and what it is less of other arms."""
     initial = next(line for line in lines if line["scenario"] == INITIAL)
-    before = dict(means(initial, initial, count))
+    before = dict(tables.one_model(values(initial, initial), count))
     once = {(line["scenario"], line["selection"], line["seed"]): line for line in lines
             if line["scenario"] != INITIAL}
-    found = {name: dict(means(line, initial, count)) for name, line in once.items()}
+    found = {name: dict(tables.one_model(values(line, initial), count))
+             for name, line in once.items()}
     seeds = sorted({seed for _, _, seed in once})
     rows = [Row(INITIAL, "", *key, "", 1, float("nan"), *interval(mean))
             for key, mean in before.items()]
@@ -111,7 +103,7 @@ def show_counts(lines: Sequence[Line]) -> None:
 
 
 def _difference(row: Row | None) -> str:
-    return "-" if row is None else tables._difference(row)
+    return "-" if row is None else tables.difference(row)
 
 
 def main() -> None:
