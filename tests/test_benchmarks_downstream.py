@@ -14,6 +14,7 @@ import downstream
 import downstream_plan as plan
 import downstream_tables as tables
 from conflicts import LANGUAGES
+from downstream_chats import with_chats
 from downstream_data import SCENARIOS, SEEN, UNSEEN, HeldOut, lenders_of, parts_of_bundled
 from measures import interval, resamples, seeds_interval
 from scenarios import Pool
@@ -256,3 +257,27 @@ def test_the_smallest_setting_weighs_as_sketches_do_and_runs_once(tmp_path, caps
     downstream.main(["--smoke", "--work", str(tmp_path)])
     assert (tmp_path / "cells.jsonl").read_bytes() == cells
     assert "congrad half" in capsys.readouterr().out
+
+
+def test_real_chats_are_trained_on_or_held_out_never_both(tmp_path):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+    for language in ("en", "zh"):
+        records = [{"conversations": [*turns, {"from": "human", "value": f"Who is {number}?"}],
+                    "chosen": {"from": "gpt", "value": "x" * number},
+                    "rejected": {"from": "gpt", "value": "y"}} for number in range(1, 13)]
+        (tmp_path / f"dpo_{language}_demo.json").write_text(json.dumps(records))
+    bundled = parts_of_bundled(("en", "de", "ja"), 10, 4)
+    parts = with_chats(bundled, tmp_path, each=4)
+    trained = [row for row in parts.pool.rows if row not in bundled.pool.rows]
+    held_out = [row for row in parts.held_out.pairs if row not in bundled.held_out.pairs]
+    assert [row["language"] for row in trained] == ["en"] * 4 + ["zh"] * 4
+    assert [row["language"] for row in held_out] == ["chat-en"] * 4 + ["chat-zh"] * 4
+    items = [{row["item"] for row in rows} for rows in (trained, held_out)]
+    assert not items[0] & items[1]
+    longest = max(len(row["chosen"]) for row in trained + held_out)
+    assert longest == 8  # of twelve the eight shortest
+    assert trained[0]["prompt"].startswith("Hi\n\nYes?\n\nWho is ")
+    languages = np.array([row["language"] for row in parts.held_out.pairs])
+    found = dict(tables.subsets(languages))
+    assert found["chats"].sum() == 8
+    np.testing.assert_array_equal(found["planted"], ~found["chats"])

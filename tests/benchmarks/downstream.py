@@ -14,6 +14,8 @@ Seeds come first, so that what is there at any time has all scenarios and select
 
 The store is that of ``detection.py``, of the whole pool. Larger evaluations of the same models:
 ``--held-out 400 --cells FILE``. ``--smoke --work DIR`` tries everything on bundled pairs.
+``--chats FOLDER`` adds the real chats of ``real_pairs.py`` to swapped or clean labels, and makes
+its own store.
 """
 
 import argparse
@@ -30,12 +32,14 @@ from typing import Any
 import downstream_plan as plan
 import downstream_tables as tables
 import numpy as np
+from downstream_chats import with_chats
 from downstream_data import SCENARIOS, SEEN, HeldOut, Parts, parts_of_bundled, parts_of_text
 from finders import Sketches, read_sketches
 from scenarios import Pool, Row, read_rows
 
 TINY = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-model"
 BATCH, DEVICE_BATCH, BETA, MAX_LENGTH = 8, 4, 0.1, 512
+MAX_LENGTH_CHATS, DIM, DIM_SMOKE = 1024, 32_768, 4096
 SMOKE = ("en", "de", "ja")
 QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DO_NOT_TRACK": "1",
          "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -49,6 +53,7 @@ class Bench:
     model: str
     work: Path
     steps: int
+    max_length: int = MAX_LENGTH
 
     def setup(self, rate: float, held_out: HeldOut) -> dict[str, Any]:
         """What must be the same for all lines of a file."""
@@ -71,7 +76,7 @@ class Bench:
         spec = training.TrainSpec(
             pairs, self.model, self.model, folder / "training",
             TrainSection(learning_rate=rate, max_steps=self.steps, batch=BATCH,
-                         device_batch=DEVICE_BATCH, max_length=MAX_LENGTH,
+                         device_batch=DEVICE_BATCH, max_length=self.max_length,
                          save_steps=self.steps, save_dtype="float32"),
             LossSection(name="dpo", beta=BETA), about, seed)
         training.run_worker = run_fork
@@ -101,7 +106,7 @@ def run_fork(spec: Any, progress: Any) -> None:
         raise SystemExit(f"a training failed, see {spec.output / 'train.log'}")
 
 
-def weigh(model: str, held_out: HeldOut) -> dict[str, Any]:
+def weigh(model: str, held_out: HeldOut, max_length: int = MAX_LENGTH) -> dict[str, Any]:
     """Log-probabilities and tokens of the pairs' answers [n, 2] and of the texts [t].
 
     Without chat template: the pairs are plain texts, and as such they are sketched and trained on.
@@ -112,7 +117,7 @@ def weigh(model: str, held_out: HeldOut) -> dict[str, Any]:
 
     checkpoint = load(model, ModelSection(path=model, dtype="float32", device="cpu", threads=1))
     checkpoint.tokenizer.chat_template = None
-    scorer = TransformersScorer(checkpoint, MAX_LENGTH, lambda _: None)
+    scorer = TransformersScorer(checkpoint, max_length, lambda _: None)
     asked: list[Any] = [(({"role": "user", "content": row["prompt"]},), row[side])
                         for row in held_out.pairs for side in ("chosen", "rejected")]
     found = scorer.weigh(asked + [((), row["text"]) for row in held_out.texts])
@@ -164,9 +169,9 @@ class Cells:
         return line["scenario"], line["selection"], line["seed"]
 
 
-def weighed(model: Path, held_out: HeldOut) -> dict[str, Any]:
+def weighed(model: Path, held_out: HeldOut, max_length: int) -> dict[str, Any]:
     """The log-probabilities alone."""
-    found = weigh(str(model), held_out)
+    found = weigh(str(model), held_out, max_length)
     return {name: found[name] for name in ("pairs", "texts")}
 
 
@@ -175,11 +180,11 @@ def sweep(bench: Bench, rates: list[float]) -> None:
     for rate in rates:
         held_out = bench.parts.sweep_held_out
         cells = Cells(bench.work / f"sweep-{rate:g}.jsonl", bench.setup(rate, held_out))
-        cells.begin(held_out, partial(weigh, bench.model, held_out))
+        cells.begin(held_out, partial(weigh, bench.model, held_out, bench.max_length))
         if ("sweep", f"{rate:g}", 0) not in cells:
             model = bench.train(f"sweep-{rate:g}", bench.parts.sweep_pairs, rate, 0)
             cells.add({"scenario": "sweep", "selection": f"{rate:g}", "seed": 0, "kept": 0,
-                       "bad": 0.0, **weighed(model, held_out)})
+                       "bad": 0.0, **weighed(model, held_out, bench.max_length)})
         found = tables.measure(tables.read_lines([bench.work / f"sweep-{rate:g}.jsonl"]), count=1)
         print(f"{rate:g}: " + ", ".join(f"{one.measure} {one.value:.4f}" for one in found
                                         if (one.scenario, one.subset) == ("sweep", "all")),
@@ -190,7 +195,7 @@ def grid(bench: Bench, args: argparse.Namespace, draws: dict[str, dict[str, plan
     """All cells that are not there yet."""
     held_out = bench.parts.held_out
     cells = Cells(args.cells, bench.setup(args.learning_rate, held_out))
-    cells.begin(held_out, partial(weigh, bench.model, held_out))
+    cells.begin(held_out, partial(weigh, bench.model, held_out, bench.max_length))
     for name in wanted(args):
         scenario, selection, seed = name
         if name in cells:
@@ -201,7 +206,8 @@ def grid(bench: Bench, args: argparse.Namespace, draws: dict[str, dict[str, plan
         short = "-".join(map(str, name)).replace(",", "").replace(" ", "-")
         model = bench.train(short, rows, args.learning_rate, seed)
         cells.add({"scenario": scenario, "selection": selection, "seed": seed, "kept": len(rows),
-                   "bad": drawn.bad(selection), **weighed(model, held_out),
+                   "bad": drawn.bad(selection),
+                   **weighed(model, held_out, bench.max_length),
                    "seconds": round(time.time() - began, 1)})
         print(f"{short}: {time.time() - began:.0f} s", flush=True)
 
@@ -217,7 +223,7 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 def planned(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, plan.Drawn]]:
     """The selections, as they were first made."""
-    names = args.scenarios if args.smoke else SCENARIOS
+    names = args.scenarios if args.smoke or args.chats else SCENARIOS
     plans, sketches = [], None
     for added, path in enumerate((bench.work / "plan.json", bench.work / "plan-added.json")):
         if not path.exists():
@@ -232,8 +238,8 @@ def planned(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, plan.
     return found
 
 
-def sketch(bench: Bench, store: Path) -> None:
-    """Make a small store of the pool's rows."""
+def sketch(bench: Bench, store: Path, dim: int) -> None:
+    """Make a store of the pool's rows."""
     from congrad_cli.progress import Silent
     from congrad_cli.records.record import DataFile
     from congrad_cli.settings import RecordSettings, SketchSettings
@@ -242,7 +248,7 @@ def sketch(bench: Bench, store: Path) -> None:
 
     path = bench.work / "pool.jsonl"
     path.write_text(as_lines(bench.parts.pool.rows), encoding="utf-8", newline="\n")
-    settings = SketchSettings(model=bench.model, device="cpu", threads=1, dim=4096,
+    settings = SketchSettings(model=bench.model, device="cpu", threads=1, dim=dim,
                               store_dtype="float16")
     run(index_data([DataFile(path.name, path)], RecordSettings()), store, settings, Silent())
 
@@ -251,8 +257,8 @@ def sketched(bench: Bench, args: argparse.Namespace) -> Sketches:
     """The sketches of the pool's rows in seen languages."""
     from congrad_cli.store import GradientStore
 
-    if args.smoke:
-        sketch(bench, args.store)
+    if args.smoke or args.chats:
+        sketch(bench, args.store, DIM_SMOKE if args.smoke else DIM)
         return read_sketches(GradientStore.open(args.store))
     whole = read_sketches(GradientStore.open(args.store))
     place = {row["id"]: number for number, row in enumerate(read_rows(args.draw_from or args.pool))}
@@ -271,6 +277,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--draw-from", type=Path, metavar="POOL",
                         help="a level of the pool, where the store has no more")
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--chats", type=Path, metavar="FOLDER",
+                        help="LLaMA-Factory's data, whose chats join the pairs")
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -304,7 +312,10 @@ def main(words: list[str] | None = None) -> None:
     if args.draw_from:
         parts = replace(parts, pool=Pool([
             row for row in read_rows(args.draw_from) if row["language"] in SEEN]))
-    bench = Bench(parts, args.model, args.work, args.steps)
+    if args.chats:
+        parts = with_chats(parts, args.chats)
+    bench = Bench(parts, args.model, args.work, args.steps,
+                  MAX_LENGTH_CHATS if args.chats else MAX_LENGTH)
     if args.sweep:
         sweep(bench, args.sweep)
         return

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from downstream_chats import MARK
 from downstream_data import UNSEEN
 from measures import resamples, seeds_interval
 
@@ -32,8 +33,10 @@ COLUMNS = (
     ("all", REWARD, ""), ("all", REWARD, "all data"), ("all", REWARD, "random half"),
     ("unseen", REWARD, "random half"), ("all", LIKELIER, "all data"), ("all", MARGIN, ""),
     ("all", TAX, "all data"),
+    ("planted", REWARD, "all data"), ("planted", REWARD, "random half"),
+    ("chats", REWARD, ""), ("chats", REWARD, "all data"), ("chats", REWARD, "random half"),
 )
-"""What a printed table has: languages, measure, and what it is less of."""
+"""What a printed table has, of what was measured: languages, measure, and what it is less of."""
 
 Line = dict[str, Any]
 Floats = np.ndarray
@@ -100,12 +103,15 @@ def values(line: Line, initial: Line) -> dict[str, Weighed]:
 
 
 def subsets(languages: Floats) -> Iterator[tuple[str, Floats]]:
-    """All languages, those seen in training, the others, and each one."""
-    unseen = np.isin(languages, UNSEEN)
+    """All languages, those seen in training, the others, real chats, and each language."""
+    unseen, chats = np.isin(languages, UNSEEN), np.char.startswith(languages, MARK)
     yield "all", np.ones(len(languages), bool)
     if unseen.any():
-        yield "seen", ~unseen
+        yield "seen", ~unseen & ~chats
         yield "unseen", unseen
+    if chats.any():
+        yield "planted", ~chats
+        yield "chats", chats
     for language in sorted(set(languages.tolist())):
         yield language, languages == language
 
@@ -191,12 +197,14 @@ def show(rows: Sequence[Row]) -> None:
             first = table[INITIAL, "", "all", LIKELIER, ""]
             print(f"initial model: {LIKELIER} {first.value:.3f}\n")
             continue
-        print(f"| {scenario} | seeds | bad labels | " + " | ".join(map(_title, COLUMNS)) + " |")
-        print("|---" * (3 + len(COLUMNS)) + "|")
+        known = {row.subset for row in rows if row.scenario == scenario}
+        columns = [column for column in COLUMNS if column[0] in known]
+        print(f"| {scenario} | seeds | bad labels | " + " | ".join(map(_title, columns)) + " |")
+        print("|---" * (3 + len(columns)) + "|")
         for selection in dict.fromkeys(row.selection for row in rows if row.scenario == scenario):
             first = table[scenario, selection, "all", REWARD, ""]
             cells = [_cell(table.get((scenario, selection, *column)), column[2])
-                     for column in COLUMNS]
+                     for column in columns]
             print(f"| {selection} | {first.seeds} | "
                   + ("-" if np.isnan(first.bad) else f"{first.bad:.0%}") + " | "
                   + " | ".join(cells) + " |")
