@@ -21,6 +21,7 @@ from congrad_cli.direction import (
 )
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.header import StoreHeader, check_same, read_header
+from congrad_cli.store import shard_files
 from congrad_cli.tensors import check_sums, map_arrays
 
 PROJECTION = "projection.safetensors"
@@ -93,6 +94,12 @@ def _is_store(text: str) -> bool:
         return bool(text) and (Path(text) / "store.json").is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_release(path: Path) -> bool:
+    """Whether the folder of a store has its consensus alone, and nothing of its pairs."""
+    made = any((path / "consensus").glob("*.safetensors"))
+    return made and not (path / "index.safetensors").exists() and not shard_files(path)
 
 
 def read_released(place: ConsensusPlace) -> Released:

@@ -13,7 +13,7 @@ from congrad_cli.errors import CongradError, StoreError
 from congrad_cli.header import StoreHeader, read_header
 from congrad_cli.locks import live_ranks
 from congrad_cli.products import group_products
-from congrad_cli.release import ConsensusPlace, read_released
+from congrad_cli.release import ConsensusPlace, is_release, read_released
 from congrad_cli.settings import RecordSettings, SketchSettings
 from congrad_cli.store import GradientStore, open_shard, shard_files
 from congrad_cli.store_index import StoreIndex, read_index
@@ -33,7 +33,8 @@ def describe(path: Path) -> dict[str, Any]:
     shards, unreadable = _shards(path, header)
     rows = sum(len(shard["norm"]) for shard in shards.values())
     size = sum(file.stat().st_size for file in shards)
-    index, trouble = _index(path)
+    released = is_release(path)
+    index, trouble = (None, []) if released else _index(path)
     about = {
         "schema": SCHEMA,
         "path": str(path),
@@ -43,6 +44,7 @@ def describe(path: Path) -> dict[str, Any]:
         "settings": header.fingerprint.get("settings"),
         "changed": _changed(header),
         "versions": header.versions,
+        "released": released,
         "shards": len(shards),
         "stored": rows,
         "bytes": sum(_sizes(path)),
@@ -57,7 +59,8 @@ def describe(path: Path) -> dict[str, Any]:
         path, header, index, list(shards.values()), list(shards))
     if store is not None:
         about |= _progress(store) | _data(store)
-    return about | {"consensus": list(_consensus(path, store))}
+    alone = "released without its pairs" if released else "the store has no index"
+    return about | {"consensus": list(_consensus(path, store, alone))}
 
 
 def _shards(path: Path, header: StoreHeader) -> tuple[dict[Path, Arrays], list[str]]:
@@ -127,8 +130,11 @@ def _data(store: GradientStore) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _consensus(path: Path, store: GradientStore | None) -> Iterator[dict[str, Any]]:
-    """Every consensus; ``fits`` says whether it was made of the pairs there are now."""
+def _consensus(
+    path: Path, store: GradientStore | None, alone: str
+) -> Iterator[dict[str, Any]]:
+    """Every consensus; ``fits`` says whether it was made of the pairs there are now, or else
+    ``why`` not; ``alone``: why nobody knows the pairs."""
     for file in sorted((path / "consensus").glob("*.safetensors")):
         about: dict[str, Any] = {"name": file.name.removesuffix(".safetensors"), "fits": False}
         try:
@@ -136,7 +142,7 @@ def _consensus(path: Path, store: GradientStore | None) -> Iterator[dict[str, An
             about["settings"] = metadata.get("settings")
             about |= _facts(read_released(ConsensusPlace(path, about["name"])).found)
             if store is None:
-                about["why"] = "the store has no index"
+                about["why"] = alone
             elif metadata.get("pairs") != pairs_digest(store):
                 about["why"] = "made when the store held other pairs"
             else:

@@ -24,6 +24,7 @@ from congrad_cli.locks import live_ranks
 from congrad_cli.progress import Progress
 from congrad_cli.records.containers import read_items
 from congrad_cli.records.record import DataFile
+from congrad_cli.release import ConsensusPlace, is_release, read_released
 from congrad_cli.settings import FORMAT
 from congrad_cli.store import (
     LONGEST_ENTRY,
@@ -48,6 +49,7 @@ SKETCH_AGAIN = "--repair sets it aside; the same sketch command then makes its r
 UNKNOWN_MAY_BE = ("conflict_unbiased", "conflict_range", "after")
 """Tensors of a consensus that hold NaN where the data cannot tell."""
 CONSENSUS_AGAIN = "--repair sets it aside; congrad consensus then makes it again"
+COPY_AGAIN = "copy it again from where it was made"
 INDEX_AGAIN = "the same sketch command writes it anew"
 FROM_A_COPY = "restore it from a copy, or sketch again with --overwrite"
 
@@ -80,6 +82,7 @@ class StoreCheck:
         if not (path / "store.json").is_file():
             read_header(path)  # says so
         self.path, self._quick, self._progress, self._alone = path, quick, progress, alone
+        self._released = is_release(path)
         self.shards: dict[Path, Arrays] = {}  # those that are in order, without their rows
 
     @property
@@ -113,7 +116,10 @@ class StoreCheck:
     def _index(self) -> Found[StoreIndex]:
         place = self.path / "index.safetensors"
         if not place.exists():
-            yield Finding(place.name, "it is missing", INDEX_AGAIN, cure="run")
+            if self._released:
+                yield note("consensus", "a direction to compare with, without its pairs", "release")
+            else:
+                yield Finding(place.name, "it is missing", INDEX_AGAIN, cure="run")
             return None
         try:
             self._check_file(place)
@@ -134,7 +140,10 @@ class StoreCheck:
         new one may be another, on another device or with another torch."""
         place = self.path / "projection.safetensors"
         if not place.exists():
-            if pairs:
+            if self._released:
+                yield Finding(place.name, "it is missing; nothing can be compared without it",
+                              COPY_AGAIN)
+            elif pairs:
                 yield Finding(place.name, "it is missing; no row can be added without it",
                               f"consensus and filter work; to go on sketching, {FROM_A_COPY}")
             return None
@@ -209,14 +218,19 @@ class StoreCheck:
             if not all(map(_is_finite, numbers)):
                 raise StoreError(f"{place}: it holds a number that is not finite.")
             if store is None:
+                if self._released:
+                    read_released(ConsensusPlace(self.path, _stem(place)))
                 return
             if file.metadata.get("pairs") != pairs_digest(store):
                 yield note(self._name(place), "it was made when the store held other pairs; run "
                            "congrad consensus again", "consensus")
                 return
-            read_consensus(self.path, place.name.removesuffix(".safetensors"), store)
+            read_consensus(self.path, _stem(place), store)
         except CongradError as error:
-            yield self._finding(place, error, CONSENSUS_AGAIN, "set aside")
+            if self._released:
+                yield self._finding(place, error, COPY_AGAIN)
+            else:
+                yield self._finding(place, error, CONSENSUS_AGAIN, "set aside")
 
     def _skipped(self) -> Iterator[Finding]:
         for place in sorted((self.path / "skipped").glob("*.jsonl")):
@@ -319,6 +333,11 @@ def _check_metadata(file: CheckedFile, header: StoreHeader, count: int) -> None:
     if file.arrays.keys() != shard_columns(header).keys():
         extra = ", ".join(sorted(file.arrays.keys() - shard_columns(header).keys()))
         raise StoreError(f"{file.path}: no shard of this store has {extra}.")
+
+
+def _stem(place: Path) -> str:
+    """A consensus file's name in its store."""
+    return place.name.removesuffix(".safetensors")
 
 
 def _is_finite(array: NDArray[Any]) -> bool:

@@ -18,9 +18,12 @@ from congrad_cli.filter.gates import require_gates
 from congrad_cli.header import read_header
 from congrad_cli.progress import Silent
 from congrad_cli.release import ConsensusPlace, find_consensus, sha256_of, store_named
+from congrad_cli.repair import verify
 from congrad_cli.settings import STORE_DTYPES, ConsensusSettings, FilterSettings
+from congrad_cli.show import describe
 from congrad_cli.store import GradientStore
 from congrad_cli.tensors import map_arrays, pack_arrays
+from congrad_cli.verify import COPY_AGAIN
 
 OTHER_GROUPS = ["de", "en", "sw", "th"] * 5
 NEW_GROUPS = ["sw", "de", "fr"] * 5
@@ -318,3 +321,29 @@ def test_the_command_takes_another_store(stores, forked_congrad, tmp_path):
     done = forked_congrad("filter", path, "--consensus", released)
     assert (done.returncode, done.stdout) == (4, b"")
     assert b"was made with another model" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_what_was_released_is_shown_and_verified_as_what_it_is(stores, forked_congrad):
+    _, released, _ = stores()
+    shown = forked_congrad("show", released)
+    assert "on disk    a direction to compare with, no pairs; " in shown.stdout.decode()
+    assert "consensus default: released without its pairs\n" in shown.stdout.decode()
+    assert "trouble" not in shown.stdout.decode()
+    assert describe(released)["unreadable"] == []
+    verified = forked_congrad("verify", released)
+    assert (verified.returncode, verified.stdout) == (0, b"OK: 0 shards, 0 pairs, 0.0 MB\n")
+    assert "a direction to compare with, without its pairs" in verified.stderr.decode()
+
+
+def test_damage_to_what_was_released_is_found_and_left_where_it_is(stores):
+    _, released, _ = stores()
+    file = released / "consensus" / "default.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    (released / "projection.safetensors").unlink()
+    report = verify(released, False, True, Silent())
+    assert [(item.file, item.hint) for item in report.open] == [
+        ("projection.safetensors", COPY_AGAIN), ("consensus/default.safetensors", COPY_AGAIN)]
+    assert file.exists()
+    assert "damaged" in describe(released)["consensus"][0]["why"]

@@ -64,7 +64,8 @@ def _show_store(about: dict[str, Any], out: BinaryIO) -> None:
                 for group in about["groups"]
             ], stream=stream, pictures=True)  # fmt: skip
         for made in about["consensus"]:
-            fit = "fits" if made["fits"] else f"does not fit: {made['why']}"
+            why = made.get("why", "fits")
+            fit = why if made["fits"] or about["released"] else f"does not fit: {why}"
             stream.write(console.one_line(f"consensus {made['name']}: {fit}") + "\n")
             for line in _about(made):
                 stream.write(console.one_line("  " + line) + "\n")
@@ -109,9 +110,11 @@ def _facts(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"incomplete, {done / about['records']:.1%} done, {about['missing']:,} missing")
         yield "pairs", (f"{about['records']:,} records: {about['sketched']:,} sketched, "
                         f"{skipped:,} skipped{reasons}; {state}")
-    stored = console.counted(about["stored"], "pair")
-    yield "on disk", (f"{stored} in {console.counted(about['shards'], 'shard')}; "
-                      f"{about['bytes'] / 1e6:,.1f} MB in all")
+    stored = (f"{console.counted(about['stored'], 'pair')} in "
+              f"{console.counted(about['shards'], 'shard')}")
+    if about["released"]:
+        stored = "a direction to compare with, no pairs"
+    yield "on disk", f"{stored}; {about['bytes'] / 1e6:,.1f} MB in all"
     if about["set_aside"]:
         yield "set aside", f"{console.counted(about['set_aside'], 'file')} in quarantine/"
     for trouble in about["unreadable"]:
