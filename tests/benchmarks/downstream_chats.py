@@ -20,9 +20,10 @@ MARK = "chat-"
 
 def plain(row: Row) -> Row:
     """A chat as a plain text pair."""
-    turns = row.pop("conversations")
-    return row | {"prompt": "\n\n".join(turn["value"] for turn in turns) + "\n\n",
-                  "chosen": row["chosen"]["value"], "rejected": row["rejected"]["value"]}
+    about = {name: value for name, value in row.items() if name != "conversations"}
+    turns = "\n\n".join(turn["value"] for turn in row["conversations"])
+    return about | {"prompt": turns + "\n\n",
+                    "chosen": row["chosen"]["value"], "rejected": row["rejected"]["value"]}
 
 
 def with_chats(parts: Parts, folder: Path, each: int = CHATS) -> Parts:
