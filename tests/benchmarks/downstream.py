@@ -224,12 +224,11 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def planned(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, plan.Drawn]]:
     """The selections, as they were first made."""
     names = args.scenarios if args.smoke or args.chats else SCENARIOS
-    plans, sketches = [], None
+    plans, known = [], None
     for added, path in enumerate((bench.work / "plan.json", bench.work / "plan-added.json")):
         if not path.exists():
-            sketches = sketches or sketched(bench, args)
-            plan.write(path, plan.make_all(
-                bench.parts.pool, sketches, names, args.seeds, bool(added)))
+            known = known or sketched(bench, args)
+            plan.write(path, plan.make_all(*known, names, args.seeds, bool(added)))
         print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}", flush=True)
         plans.append(plan.read(path))
     found = plan.merge(*plans)
@@ -253,18 +252,22 @@ def sketch(bench: Bench, store: Path, dim: int) -> None:
     run(index_data([DataFile(path.name, path)], RecordSettings()), store, settings, Silent())
 
 
-def sketched(bench: Bench, args: argparse.Namespace) -> Sketches:
-    """The sketches of the pool's rows in seen languages."""
+def sketched(bench: Bench, args: argparse.Namespace) -> tuple[Pool, Sketches]:
+    """The pool's rows in seen languages, and their sketches; a chat can be too long for one."""
     from congrad_cli.store import GradientStore
 
     if args.smoke or args.chats:
         sketch(bench, args.store, DIM_SMOKE if args.smoke else DIM)
-        return read_sketches(GradientStore.open(args.store))
+        store = GradientStore.open(args.store)
+        without = store.skipped()
+        rows = [row for place, row in enumerate(bench.parts.pool.rows) if place not in without]
+        return Pool(rows), read_sketches(store)
     whole = read_sketches(GradientStore.open(args.store))
     place = {row["id"]: number for number, row in enumerate(read_rows(args.draw_from or args.pool))}
     if len(place) != len(whole.norm):
         raise SystemExit(f"the store has {len(whole.norm)} of {len(place)} pairs")
-    return whole.some(np.array([place[row["id"]] for row in bench.parts.pool.rows]))
+    at = np.array([place[row["id"]] for row in bench.parts.pool.rows])
+    return bench.parts.pool, whole.some(at)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
