@@ -54,6 +54,7 @@ class Bench:
     work: Path
     steps: int
     max_length: int = MAX_LENGTH
+    device_batch: int = DEVICE_BATCH
 
     def setup(self, rate: float, held_out: HeldOut) -> dict[str, Any]:
         """What must be the same for all lines of a file."""
@@ -76,7 +77,7 @@ class Bench:
         spec = training.TrainSpec(
             pairs, self.model, self.model, folder / "training",
             TrainSection(learning_rate=rate, max_steps=self.steps, batch=BATCH,
-                         device_batch=DEVICE_BATCH, max_length=self.max_length,
+                         device_batch=self.device_batch, max_length=self.max_length,
                          save_steps=self.steps, save_dtype="float32"),
             LossSection(name="dpo", beta=BETA), about, seed)
         training.run_worker = run_fork
@@ -317,8 +318,9 @@ def main(words: list[str] | None = None) -> None:
             row for row in read_rows(args.draw_from) if row["language"] in SEEN]))
     if args.chats:
         parts = with_chats(parts, args.chats)
-    bench = Bench(parts, args.model, args.work, args.steps,
-                  MAX_LENGTH_CHATS if args.chats else MAX_LENGTH)
+    bench = Bench(parts, args.model, args.work, args.steps)
+    if args.chats:  # one pair at a time: padded to a chat, short ones would cost ten times as much
+        bench = replace(bench, max_length=MAX_LENGTH_CHATS, device_batch=1)
     if args.sweep:
         sweep(bench, args.sweep)
         return
