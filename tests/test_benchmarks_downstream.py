@@ -281,3 +281,14 @@ def test_real_chats_are_trained_on_or_held_out_never_both(tmp_path):
     found = dict(tables.subsets(languages))
     assert found["chats"].sum() == 8
     np.testing.assert_array_equal(found["planted"], ~found["chats"])
+
+
+def test_a_pair_of_which_nothing_is_weighed_does_not_count():
+    first = initial() | {"pair_tokens": [[5, 10], [5, 10], [5, 0], [0, 0]]}
+    trained = line("clean", "all data", 0, [[-9.0, -20.0], [-11.0, -20.0], [-1.0, -20.0],
+                                            [-10.0, -20.0]], [-30.0, -10.0])
+    found = {row.measure: row.value for row in tables.measure([first, trained], count=50)
+             if (row.scenario, row.subset, row.beyond) == ("clean", "all", "")}
+    assert found["reward accuracy"] == pytest.approx(0.5)  # one right, one wrong, two left out
+    assert found["reward margin"] == pytest.approx(0.0, abs=1e-12)
+    assert np.isfinite(found["log-prob accuracy"])

@@ -81,23 +81,25 @@ class Weighed:
 
 
 def values(line: Line, initial: Line) -> dict[str, Weighed]:
-    """All measures of one model. Ties count half."""
+    """All measures of one model. Ties count half; pairs of which nothing is weighed, as the prompt
+    alone was too long, do not count."""
     after, before = np.array(line["pairs"]), np.array(initial["pairs"])
-    per_token = after / np.array(initial["pair_tokens"])
+    tokens = np.array(initial["pair_tokens"])
+    per_token = after / np.maximum(tokens, 1)
     reward = BETA * np.subtract(*(after - before).T)
-    ones = np.ones(len(after))
+    there = (tokens > 0).all(1).astype(np.float64)
     language, item = np.array(initial["languages"]), np.array(initial["items"])
 
     def of_pairs(found: Floats) -> Weighed:
-        return Weighed(found, ones, language, item)
+        return Weighed(found * there, there, language, item)
 
-    tokens = np.array(initial["text_tokens"], np.float64)
+    text_tokens = np.array(initial["text_tokens"], np.float64)
     lost = np.array(initial["texts"]) - np.array(line["texts"])
     return {
         REWARD: of_pairs((np.sign(reward) + 1) / 2),
         LIKELIER: of_pairs((np.sign(np.subtract(*per_token.T)) + 1) / 2),
         MARGIN: of_pairs(reward),
-        TAX: Weighed(lost, tokens, np.array(initial["text_languages"]),
+        TAX: Weighed(lost, text_tokens, np.array(initial["text_languages"]),
                      np.array(initial["text_items"])),
     }
 
