@@ -21,7 +21,6 @@ from congrad_cli.direction import (
 )
 from congrad_cli.errors import StoreError, UsageError
 from congrad_cli.header import StoreHeader, check_same, read_header
-from congrad_cli.store import shard_files
 from congrad_cli.tensors import check_sums, map_arrays
 
 PROJECTION = "projection.safetensors"
@@ -97,9 +96,11 @@ def _is_store(text: str) -> bool:
 
 
 def is_release(path: Path) -> bool:
-    """Whether the folder of a store has its consensus alone, and nothing of its pairs."""
+    """Whether the folder of a store has its consensus alone. A store that lost its index and all
+    shards still has the folders that it kept them in."""
     made = any((path / "consensus").glob("*.safetensors"))
-    return made and not (path / "index.safetensors").exists() and not shard_files(path)
+    kept = ("index.safetensors", "shards", "skipped")
+    return made and not any((path / name).exists() for name in kept)
 
 
 def read_released(place: ConsensusPlace) -> Released:

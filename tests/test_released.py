@@ -347,3 +347,14 @@ def test_damage_to_what_was_released_is_found_and_left_where_it_is(stores):
         ("projection.safetensors", COPY_AGAIN), ("consensus/default.safetensors", COPY_AGAIN)]
     assert file.exists()
     assert "damaged" in describe(released)["consensus"][0]["why"]
+
+
+def test_a_store_that_lost_its_pairs_is_no_release(stores):
+    _, _, other = stores()
+    (other / "index.safetensors").unlink()
+    for shard in (other / "shards").iterdir():
+        shard.unlink()
+    assert [item.file for item in verify(other, False, False, Silent()).open] == [
+        "index.safetensors"]
+    assert not describe(other)["released"]
+    assert describe(other)["unreadable"] != []
