@@ -65,6 +65,12 @@ def consensus_file(path: Path, name: str) -> Path:
     return path / "consensus" / f"{name}.safetensors"
 
 
+def consensus_files(path: Path) -> dict[str, Path]:
+    """Name -> file of all that lie in the store at ``path``, in the order of their files."""
+    return {file.name.removesuffix(".safetensors"): file
+            for file in sorted((path / "consensus").glob("*.safetensors"))}
+
+
 def write_consensus(
     path: Path, found: StoredConsensus, store: GradientStore, more: Arrays | None = None
 ) -> None:

@@ -16,6 +16,7 @@ from congrad_cli.direction import (
     StoredConsensus,
     can_name,
     consensus_file,
+    consensus_files,
     open_consensus,
     parse_consensus,
 )
@@ -98,9 +99,8 @@ def _is_store(text: str) -> bool:
 def is_release(path: Path) -> bool:
     """Whether the folder of a store has its consensus alone. A store that lost its index and all
     shards still has the folders that it kept them in."""
-    made = any((path / "consensus").glob("*.safetensors"))
     kept = ("index.safetensors", "shards", "skipped")
-    return made and not any((path / name).exists() for name in kept)
+    return bool(consensus_files(path)) and not any((path / name).exists() for name in kept)
 
 
 def read_released(place: ConsensusPlace) -> Released:

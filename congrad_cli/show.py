@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from congrad_cli.direction import StoredConsensus, pairs_digest, read_consensus
+from congrad_cli.direction import (
+    StoredConsensus,
+    consensus_files,
+    pairs_digest,
+    read_consensus,
+)
 from congrad_cli.errors import CongradError, StoreError
 from congrad_cli.header import StoreHeader, read_header
 from congrad_cli.locks import live_ranks
@@ -135,18 +140,18 @@ def _consensus(
 ) -> Iterator[dict[str, Any]]:
     """Every consensus; ``fits`` says whether it was made of the pairs there are now, or else
     ``why`` not; ``alone``: why nobody knows the pairs."""
-    for file in sorted((path / "consensus").glob("*.safetensors")):
-        about: dict[str, Any] = {"name": file.name.removesuffix(".safetensors"), "fits": False}
+    for name, file in consensus_files(path).items():
+        about: dict[str, Any] = {"name": name, "fits": False}
         try:
             metadata = map_arrays(file)[1]
             about["settings"] = metadata.get("settings")
-            about |= _facts(read_released(ConsensusPlace(path, about["name"])).found)
+            about |= _facts(read_released(ConsensusPlace(path, name)).found)
             if store is None:
                 about["why"] = alone
             elif metadata.get("pairs") != pairs_digest(store):
                 about["why"] = "made when the store held other pairs"
             else:
-                read_consensus(path, about["name"], store)
+                read_consensus(path, name, store)
                 about["fits"] = True
         except CongradError as error:
             about["why"] = error.message

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from congrad_cli.codec import Codec
 from congrad_cli.digests import CheckedFile, check_header, check_tensors
-from congrad_cli.direction import pairs_digest, read_consensus
+from congrad_cli.direction import consensus_files, pairs_digest, read_consensus
 from congrad_cli.errors import CongradError, StoreError
 from congrad_cli.header import StoreHeader, read_header, shard_columns
 from congrad_cli.leftovers import foreign_files, leftovers
@@ -106,8 +106,8 @@ class StoreCheck:
             self.path, header, index, list(self.shards.values()), list(self.shards))
         if store is not None:
             yield from self._completeness(store)
-        for file in sorted((self.path / "consensus").glob("*.safetensors")):
-            yield from self._consensus(file, header, store)
+        for name, file in consensus_files(self.path).items():
+            yield from self._consensus(name, file, header, store)
         yield from self._skipped()
         if index is not None:
             yield from self._sources(index)
@@ -208,24 +208,24 @@ class StoreCheck:
                        "command makes the others", "incomplete")
 
     def _consensus(
-        self, place: Path, header: StoreHeader, store: GradientStore | None
+        self, name: str, place: Path, header: StoreHeader, store: GradientStore | None
     ) -> Iterator[Finding]:
         try:
             file = self._check_file(place)
             if file.metadata.get("fingerprint") != header.fingerprint:
                 raise StoreError(f"{place} belongs to another store.")
-            numbers = [array for name, array in file.arrays.items() if name not in UNKNOWN_MAY_BE]
+            numbers = [array for key, array in file.arrays.items() if key not in UNKNOWN_MAY_BE]
             if not all(map(_is_finite, numbers)):
                 raise StoreError(f"{place}: it holds a number that is not finite.")
             if store is None:
                 if self._released:
-                    read_released(ConsensusPlace(self.path, _stem(place)))
+                    read_released(ConsensusPlace(self.path, name))
                 return
             if file.metadata.get("pairs") != pairs_digest(store):
                 yield note(self._name(place), "it was made when the store held other pairs; run "
                            "congrad consensus again", "consensus")
                 return
-            read_consensus(self.path, _stem(place), store)
+            read_consensus(self.path, name, store)
         except CongradError as error:
             if self._released:
                 yield self._finding(place, error, COPY_AGAIN)
@@ -333,11 +333,6 @@ def _check_metadata(file: CheckedFile, header: StoreHeader, count: int) -> None:
     if file.arrays.keys() != shard_columns(header).keys():
         extra = ", ".join(sorted(file.arrays.keys() - shard_columns(header).keys()))
         raise StoreError(f"{file.path}: no shard of this store has {extra}.")
-
-
-def _stem(place: Path) -> str:
-    """A consensus file's name in its store."""
-    return place.name.removesuffix(".safetensors")
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
